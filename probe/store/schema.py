@@ -1,0 +1,120 @@
+"""Tables of a trace: their columns, types and Parquet encodings.
+
+One table is one folder of plain Parquet files below the run's directory (see :mod:`.layout`). Every row
+of a table that the training job writes carries ``attempt``: the number of the start of the job that wrote
+it, 0 for the first. A job resumed from a checkpoint repeats steps; readers drop the rows it replaced.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+STAT_COLUMNS: tuple[str, ...] = (
+    "numel",
+    "n_nan",
+    "n_inf",
+    "n_zero",
+    "min",
+    "max",
+    "mean",
+    "std",
+    "l1",
+    "l2",
+    "abs_max",
+)
+"""Columns of a statistics row, in the order of the matrix that the hook hands to the writer.
+
+Counts are of entries; all others are over the finite entries: ``std`` is the population standard
+deviation, ``l1`` the sum of magnitudes, ``l2`` the Euclidean norm of the flattened tensor. Where no entry
+is finite, ``min``, ``max``, ``mean``, ``std`` and ``abs_max`` are NaN, and ``l1`` and ``l2`` are 0.
+"""
+
+COUNT_COLUMNS = STAT_COLUMNS[:4]
+
+_STEP_KEY = [
+    ("attempt", pa.int32()),
+    ("step", pa.int64()),
+    ("mode", pa.string()),
+    ("mode_step", pa.int64()),
+    ("time_ns", pa.int64()),
+]
+
+TABLES: dict[str, pa.Schema] = {
+    # one row per tensor per saved step
+    "stats": pa.schema(
+        [
+            *_STEP_KEY,
+            ("name", pa.string()),
+            *((column, pa.int64() if column in COUNT_COLUMNS else pa.float64()) for column in STAT_COLUMNS),
+        ]
+    ),
+    # quantities that rules asked for: (tensor, quantity) -> a short vector
+    "derived": pa.schema(
+        [*_STEP_KEY, ("name", pa.string()), ("quantity", pa.string()), ("value", pa.list_(pa.float64()))]
+    ),
+    # whole tensors: little-endian bytes in C order, dtype as NumPy spells it
+    "values": pa.schema(
+        [
+            *_STEP_KEY,
+            ("name", pa.string()),
+            ("dtype", pa.string()),
+            ("shape", pa.list_(pa.int64())),
+            ("data", pa.binary()),
+        ]
+    ),
+    "scalars": pa.schema([*_STEP_KEY, ("name", pa.string()), ("value", pa.float64())]),
+    # one row per step or evaluation pass: it commits the rows of the other tables that have its key
+    "steps": pa.schema(
+        [
+            *_STEP_KEY,
+            ("saved", pa.bool_()),
+            ("duration_ns", pa.int64()),
+            ("data_ns", pa.int64()),
+            ("forward_ns", pa.int64()),
+            ("backward_ns", pa.int64()),
+            ("optimizer_ns", pa.int64()),
+            ("hook_ns", pa.int64()),
+        ]
+    ),
+    # long form: device is "node", "process" or a device's UUID
+    "system": pa.schema(
+        [("time_ns", pa.int64()), ("device", pa.string()), ("metric", pa.string()), ("value", pa.float64())]
+    ),
+    # event "found": a finding; event "action": what was done about the finding of that id
+    "findings": pa.schema(
+        [
+            ("finding_id", pa.string()),
+            ("event", pa.string()),
+            ("time_ns", pa.int64()),
+            ("judged_by", pa.string()),
+            ("rank", pa.int32()),
+            ("rule", pa.string()),
+            ("severity", pa.string()),
+            ("first_step", pa.int64()),
+            ("last_step", pa.int64()),
+            ("tensors", pa.list_(pa.string())),
+            ("value", pa.float64()),
+            ("threshold", pa.float64()),
+            ("message", pa.string()),
+            ("suggestion", pa.string()),
+            ("evidence", pa.string()),
+            ("action", pa.string()),
+            ("outcome", pa.string()),
+            ("detail", pa.string()),
+        ]
+    ),
+}
+
+STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
+"""Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
+
+TIMING_COLUMNS: tuple[str, ...] = (
+    "duration_ns",
+    "data_ns",
+    "forward_ns",
+    "backward_ns",
+    "optimizer_ns",
+    "hook_ns",
+)
