@@ -1,0 +1,1 @@
+"""Real training runs, healthy and faulty, for `stepwatch demo`."""

@@ -1,0 +1,1 @@
+"""The hook of a training job and the store of what it records."""

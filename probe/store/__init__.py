@@ -1,0 +1,1 @@
+"""The trace on disk: schema, writer, reader. Importable without torch."""

@@ -1,0 +1,1 @@
+"""The default rules, calibrated so that a healthy run is quiet."""
