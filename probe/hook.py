@@ -1,0 +1,526 @@
+"""The hook: attaches to a model, an optimizer and a loss, and records every step."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import RLock
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from stepwatch.probe import lifecycle, losses
+from stepwatch.probe.capture import ModelCapture, Origin, flatten
+from stepwatch.probe.collections import Collection, CollectionRegistry
+from stepwatch.probe.governor import Governor
+from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.recorder import OpenRecord
+from stepwatch.probe.reductions import ReductionConfig
+from stepwatch.probe.resume import first_step, process_rank
+from stepwatch.probe.sampler import SystemSampler
+from stepwatch.probe.schedule import SaveConfig
+from stepwatch.probe.steps import TRAINING, StepTracker
+from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
+from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.writer import TraceWriter
+from stepwatch.probe.tensors import TensorRecorder
+
+if TYPE_CHECKING:
+    from stepwatch.rules.actions import Action
+
+log = logging.getLogger("stepwatch")
+
+Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
+Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_IDLE_SECONDS = 0.5
+
+
+def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[Hook, P], R | None]:
+    """Part of the hook inside the training step: its time is counted, its errors never escape."""
+
+    @functools.wraps(method)
+    def call(self: Hook, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        if self._closed or self._forked:
+            return None
+        began = perf_counter_ns()
+        try:
+            with self._lock:
+                return method(self, *args, **kwargs)
+        except Exception as error:
+            self._hook_failed(method.__name__, error)
+            return None
+        finally:
+            self._steps.clock.add_hook(began)
+
+    return call
+
+
+class Hook:
+    """Records a training job into a directory.
+
+    ``Hook("runs/exp1", model=model, optimizer=optimizer, loss_fn=loss_fn)`` is all a script needs; it is
+    closed at interpreter exit, after an uncaught exception and on SIGTERM, and is a context manager.
+
+    Args:
+        out_dir: directory of the run; made if it is missing. A job that starts again with the same one
+            continues its trace: the steps that it repeats replace those of the attempt before.
+        model: the module that the script calls, several, or several by name; DataParallel,
+            DistributedDataParallel and ``torch.compile`` wrappers are seen through.
+        optimizer: the optimizer, or several; the first one counts the steps.
+        loss_fn: the loss. A module is watched in training and evaluation; a function only names the
+            training loss, which is then, as without ``loss_fn``, the scalar ``backward()`` is called on.
+        include_collections: names or :class:`Collection` objects to save instead of losses, weights,
+            biases, gradients and activations. Losses are always saved.
+        include_regex: tensors to save besides, by name.
+        save_config: which steps are saved; without it the interval is chosen to hold the budget. Losses
+            and logged scalars are recorded at every step in any case.
+        reduction_config: ``ReductionConfig(save_raw_tensor=True)`` saves whole tensors beside statistics.
+        overhead_budget: share of the step time that saving may cost where no interval is given.
+        rules: names of rules or rule sets to judge with in this process (e.g. ``"recommended"``).
+        actions: what to do about findings: ``"stop"``, a webhook's URL, or action objects.
+        checkpoint: called with the step before the job is stopped; returns the path it wrote, or None.
+        stop: how to stop at a step boundary: ``"raise"`` TrainingStopped from ``optimizer.step()``,
+            ``"flag"`` (set :attr:`should_stop`), or a callable that gets the reason.
+        start_step: number of optimizer steps already done, for a resumed job; found in the optimizer's
+            state where it counts its steps, as Adam does.
+        job_name: shown in reports; the directory's name by default.
+        system_interval: seconds between samples of the machine's use; 0 turns them off.
+
+    Raises:
+        TraceError: ``out_dir`` cannot be written, or another process is writing it.
+        ValueError, TypeError: an argument that is not as described.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | os.PathLike[str],
+        *,
+        model: Models | None = None,
+        optimizer: Optimizers | None = None,
+        loss_fn: nn.Module | Callable[..., Any] | None = None,
+        include_collections: Iterable[str | Collection] | None = None,
+        include_regex: str | Iterable[str] | None = None,
+        save_config: SaveConfig | None = None,
+        reduction_config: ReductionConfig | None = None,
+        overhead_budget: float = 0.01,
+        rules: str | Sequence[str] | None = None,
+        actions: Sequence[str | Action] = (),
+        checkpoint: Checkpoint | None = None,
+        stop: StopStyle = "raise",
+        start_step: int | None = None,
+        job_name: str | None = None,
+        system_interval: float = 0.5,
+    ) -> None:
+        self._lock = RLock()
+        self._closed = False
+        self._forked = False
+        self._failures: set[str] = set()
+        self._handles: list[Any] = []
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._optimizer_steps: dict[int, int] = {}
+        self._loss_modules: set[int] = set()
+        self._loss_name = "loss"
+        self._mode: ModeKeys | None = None
+        self._started = False
+        self._start_step = start_step
+        self.out_dir = Path(out_dir).expanduser()
+        self.rank, world_size = process_rank()
+
+        registry = CollectionRegistry(include_collections, include_regex)
+        schedule = save_config or SaveConfig()
+        self._registry = registry
+        self._steps = StepTracker(registry, schedule, Governor(overhead_budget), self._submit)
+        if actions and rules is None:
+            raise ValueError("actions were given without rules; expected rules='recommended' or a list")
+        self._judge = None
+        if rules is not None:
+            from stepwatch.probe.judge import Judge
+
+            self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop)
+        self._writer = TraceWriter(
+            self.out_dir,
+            rank=self.rank,
+            run_info={
+                "job_name": job_name or self.out_dir.resolve().name,
+                "world_size": world_size,
+                "command": [sys.executable, *sys.argv],
+                "versions": {"torch": torch.__version__},
+                "config": {
+                    "collections": sorted(registry.included),
+                    "save_config": schedule.describe(),
+                    "overhead_budget": overhead_budget,
+                    "rules": rules if rules is None or isinstance(rules, str) else list(rules),
+                },
+            },
+            on_records=self._judge.judge if self._judge else None,
+        )
+        self._tensors = TensorRecorder(
+            registry,
+            raw=bool(reduction_config and reduction_config.save_raw_tensor),
+            describe=self._describe,
+            note=self._writer.note,
+        )
+        self._stopper = Stopper(self.out_dir, self.rank, stop, checkpoint)
+        self._sampler = SystemSampler(system_interval, self._writer.submit_system, self._tick)
+
+        for name, module in _named_models(model):
+            self.watch_model(module, name)
+        for each in (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ():
+            self.watch_optimizer(each)
+        if loss_fn is not None:
+            self.watch_loss(loss_fn)
+        losses.listen(self)
+        lifecycle.register(self)
+        self._sampler.start()
+
+    # -- attaching ------------------------------------------------------------------------------------
+
+    def watch_model(self, model: nn.Module, name: str | None = None) -> None:
+        """Record this model as well; ``name`` stands for its class name in tensor names.
+
+        Raises:
+            TypeError: it is not a module.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        taken = [capture.prefix for capture in self._tensors.models]
+        capture = ModelCapture(model, self._registry, self._see_call, name)
+        if capture.prefix in taken:
+            capture.prefix = f"{capture.prefix}#{len(taken)}"
+        if capture.compiled:
+            self._writer.note(f"{capture.prefix} runs as a compiled graph: its activations are not recorded")
+        self._tensors.add_model(capture)
+        self._handles.append(model.register_forward_pre_hook(self._before_forward))
+        self._handles.append(model.register_forward_hook(self._after_forward))
+
+    def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record this optimizer as well; the first one watched counts the steps.
+
+        Raises:
+            TypeError: it is not an optimizer.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        self._steps.by_optimizer = self._steps.has_optimizer = True
+        self._optimizers.append(optimizer)
+        self._handles.append(optimizer.register_step_pre_hook(self._before_update))
+        self._handles.append(optimizer.register_step_post_hook(self._after_update))
+
+    def watch_loss(self, loss_fn: nn.Module | Callable[..., Any]) -> None:
+        """Record this loss: a module's calls, or a function's name for the training loss.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
+        if isinstance(loss_fn, nn.Module):
+            if id(loss_fn) not in self._loss_modules:
+                self._loss_modules.add(id(loss_fn))
+                self._handles.append(loss_fn.register_forward_hook(self._after_loss))
+        elif callable(loss_fn):
+            name = getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_")
+            self._loss_name = name if name.lower().endswith("loss") else f"{name}_loss"
+        else:
+            raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a module or a function")
+
+    def expect_optimizer(self) -> None:
+        """Count optimizer steps although no optimizer is known yet: one will be watched when it steps."""
+        self._steps.by_optimizer = True
+
+    # -- what a script may call -----------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Global step: the number of optimizer steps done."""
+        return self._steps.step
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the job was asked to stop, for scripts that use ``stop="flag"``."""
+        return self._stopper.stopped
+
+    @_guarded
+    def set_mode(self, mode: ModeKeys) -> None:
+        """Say what the job is doing from now on, instead of having it read off the model."""
+        if not isinstance(mode, ModeKeys):
+            raise TypeError(f"mode is {mode!r}; expected one of modes.TRAIN, EVAL, PREDICT, GLOBAL")
+        if self._mode is not mode:
+            self._steps.finish()
+        self._mode = mode
+
+    @_guarded
+    def log(self, name: str, value: float | torch.Tensor) -> None:
+        """Record a scalar under the current step and mode; a loss logged in EVAL is an evaluation loss."""
+        if not isinstance(value, torch.Tensor):
+            value = float(value)
+        elif value.numel() != 1:
+            raise ValueError(f"log({name!r}) got a tensor of {value.numel()} entries; expected one number")
+        self._current().add_scalar(name, value)
+
+    @_guarded
+    def save_tensor(self, name: str, tensor: torch.Tensor, collection: str = "default") -> None:
+        """Record a tensor of the script's own, at steps that are saved."""
+        self._registry.get(collection).tensor_names.add(name)
+        self._registry.included.add(collection)
+        record = self._current()
+        if record.due:
+            record.due |= {collection}
+            self._tensors.see_call(record, [name], [tensor], Origin((collection,), None, None), 0)
+
+    def request_stop(self, reason: str) -> None:
+        """Stop the job at the end of its current step, in the way of ``stop``; from any thread."""
+        self._stopper.request(reason)
+
+    def close(self, status: str = "finished", reason: str = "") -> None:
+        """Write out everything and detach; called again it does nothing.
+
+        Args:
+            status: how the job ended: "finished", "exception", "signal" or "stopped".
+            reason: the exception or signal.
+        """
+        if self._closed or self._forked:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._steps.finish_all()
+            except Exception as error:
+                self._hook_failed("close", error)
+            self._closed = True
+        losses.unlisten(self)
+        lifecycle.unregister(self)
+        self._tensors.disarm()
+        for handle in self._handles:
+            handle.remove()
+        self._sampler.stop()
+        self._writer.flush()
+        if self._judge:
+            self._judge.conclude()
+        self._writer.close(status, reason, last_step=self.step)
+
+    def forget(self) -> None:
+        """This is a forked child, a data loader's worker say: leave the trace to the parent."""
+        self._forked = True
+
+    def __enter__(self) -> Hook:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("exception", lifecycle.describe_exception(kind, error))
+
+    # -- what torch calls; under torch.compile these are traced, and leave nothing in the graph --------
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._begin_forward(module)
+            if not self._steps.by_optimizer:
+                self._stop_if_due()
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._end_forward(output)
+
+    def _after_loss(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._see_loss(module, args, output)
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._begin_update(optimizer, _has_closure(args, kwargs))
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._end_update(optimizer, _has_closure(args, kwargs))
+        self._stop_if_due()
+
+    # -- the step -------------------------------------------------------------------------------------
+
+    @_guarded
+    def _begin_forward(self, module: nn.Module) -> None:
+        self._start()
+        mode = self._mode or (ModeKeys.TRAIN if module.training else ModeKeys.EVAL)
+        record = self._steps.forward_in(mode)
+        if record.forwards == 0:
+            if record.due:
+                self._tensors.arm(first=not self._optimizer_steps)
+        elif not self._multiple_models:
+            self._tensors.disarm()  # activations are those of the first micro-batch
+        record.forwards += 1
+        self._steps.clock.begin("forward_ns")
+
+    @_guarded
+    def _end_forward(self, output: Any) -> None:
+        self._steps.clock.end("forward_ns")
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        record = self._steps.record
+        if record is not None and isinstance(loss, torch.Tensor) and not loss.requires_grad:
+            self._tensors.see_loss(record, "loss_output_0", loss, None)
+
+    @_guarded
+    def _see_call(
+        self, names: list[str], tensors: list[torch.Tensor], origin: Origin, module: nn.Module, output: bool
+    ) -> None:
+        record = self._steps.record
+        if record is None:
+            return
+        order = self._order_of(origin)
+        self._tensors.see_call(record, names, tensors, origin, order)
+        if output and record.mode in TRAINING:
+            self._tensors.see_output(record, names[0], module, tensors[0])
+
+    @_guarded
+    def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
+        record = self._current()
+        name = type(module).__name__
+        for index, loss in enumerate(flatten(output)):
+            self._tensors.see_loss(record, f"{name}_output_{index}", loss, name)
+        if record.due and record.mode in TRAINING and record.backwards == 0:
+            self._tensors.see_labels(record, f"{name}_input_1", module, args)
+
+    @_guarded
+    def backward_begins(self, losses: list[torch.Tensor]) -> None:
+        """A backward pass begins on these tensors; without a loss module they are the training loss."""
+        record = self._current()
+        record.backwards += 1
+        if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
+            # Of several optimizers, the loss belongs to the one whose turn it is.
+            turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
+            self._tensors.see_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
+        self._steps.clock.begin("backward_ns")
+
+    @_guarded
+    def backward_ends(self) -> None:
+        """The backward pass returned."""
+        self._steps.clock.end("backward_ns")
+
+    @_guarded
+    def scaler_skipped(self, optimizer: torch.optim.Optimizer) -> None:
+        """A GradScaler left the update out: what led to it is no training step."""
+        record = self._steps.record
+        if record is not None and optimizer in self._optimizers:
+            record.drop_losses()
+            record.add_scalar("grad_scaler/skipped", 1.0)
+
+    def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
+        """How often this optimizer was seen to step."""
+        return self._optimizer_steps.get(id(optimizer), 0)
+
+    @_guarded
+    def _begin_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
+        record = self._current(ModeKeys.TRAIN)
+        if optimizer is self._optimizers[0]:
+            for name, rate in _learning_rates(optimizer):
+                record.add_scalar(name, rate)
+            if record.due:
+                self._tensors.see_weights(record)
+        if record.due and not closure:
+            self._see_gradients(record, optimizer)
+        self._steps.clock.begin("optimizer_ns")
+
+    @_guarded
+    def _end_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
+        self._steps.clock.end("optimizer_ns")
+        record = self._steps.record
+        if record is not None and record.due and closure:
+            self._see_gradients(record, optimizer)  # those of the closure's last evaluation
+        self._optimizer_steps[id(optimizer)] = self.steps_of(optimizer) + 1
+        if optimizer is self._optimizers[0]:
+            self._tensors.disarm()
+            self._steps.updated()
+
+    def _see_gradients(self, record: OpenRecord, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._tensors.see_gradients(record, parameters, optimizer)
+
+    def _stop_if_due(self) -> None:
+        if self._closed or self._forked or not self._stopper.due:
+            return
+        stopped = self._stopper.stop(self.step)
+        if self._stopper.raises:
+            self.close("stopped", stopped.reason)
+        self._stopper.leave(stopped, self.step)
+
+    # -- small things ---------------------------------------------------------------------------------
+
+    @property
+    def _multiple_models(self) -> bool:
+        return len(self._tensors.models) > 1
+
+    def _order_of(self, origin: Origin) -> int:
+        return max((capture.order_of(origin.module) for capture in self._tensors.models), default=0)
+
+    def _current(self, mode: ModeKeys | None = None) -> OpenRecord:
+        self._start()
+        models = self._tensors.models
+        training = mode is not None or not models or models[0].root.training
+        return self._steps.open(self._mode or (ModeKeys.TRAIN if training else ModeKeys.EVAL))
+
+    def _start(self) -> None:
+        """Before the first record: at which step does this attempt begin?"""
+        if self._started:
+            return
+        self._started = True
+        step = self._start_step
+        if step is None:
+            step = first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, self.rank)
+        self._steps.start_at(step)
+        self._writer.set_start_step(step)
+
+    def _submit(self, record: OpenRecord) -> None:
+        self._writer.submit(record.close(self._tensors.intern))
+
+    def _describe(self, info: TensorInfo) -> None:
+        self._writer.describe(info)
+        if self._judge:
+            self._judge.describe(info)
+
+    def _tick(self) -> None:
+        """Several times a second, from the sampler's thread."""
+        self._stopper.poll()
+        with self._lock:
+            self._steps.finish_idle(_IDLE_SECONDS)
+
+    def _hook_failed(self, where: str, error: Exception) -> None:
+        self._writer.count("hook_errors")
+        text = f"{where}: {lifecycle.describe_exception(type(error), error)}"
+        if text not in self._failures:
+            self._failures.add(text)
+            self._writer.note(f"the hook failed in {text}")
+            log.warning("the hook failed in %s; training goes on", text, exc_info=error)
+
+
+def _named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]:
+    if model is None:
+        return
+    if isinstance(model, Mapping):
+        yield from model.items()
+    elif isinstance(model, (list, tuple)):
+        yield from ((None, each) for each in model)
+    else:
+        yield None, model  # type: ignore[misc]
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's step was called with a closure; ``args`` begins with the optimizer or not."""
+    return kwargs.get("closure") is not None or any(
+        callable(arg) and not isinstance(arg, torch.optim.Optimizer) for arg in args
+    )
+
+
+def _learning_rates(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, float | torch.Tensor]]:
+    groups = optimizer.param_groups
+    for index, group in enumerate(groups):
+        rate = group.get("lr")
+        if rate is not None:
+            name = "learning_rate" if len(groups) == 1 else f"learning_rate/group_{index}"
+            yield name, rate if isinstance(rate, torch.Tensor) else float(rate)

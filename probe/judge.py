@@ -1,0 +1,75 @@
+"""Rules and actions inside the training process: the one place where the probe uses the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stepwatch.probe.store.findings import FindingLog
+from stepwatch.probe.store.records import StepRecord, TensorInfo
+from stepwatch.rules.actions import Action, Dispatcher, StopAction, WebhookAction
+from stepwatch.rules.catalogue import configure
+from stepwatch.rules.engine import Engine
+from stepwatch.rules.step import StepBuilder
+
+
+class Judge:
+    """Judges records as the writer's thread takes them, and acts on what it finds.
+
+    Args:
+        run_dir: where findings are recorded.
+        rank: the rank of this process.
+        rules: names of rules or rule sets.
+        actions: "stop", URLs of webhooks, or action objects.
+        stop: asks the hook to stop the job.
+
+    Raises:
+        RuleError: a rule that does not exist.
+        ValueError: an action that is not as described.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        rules: str | Sequence[str],
+        actions: Sequence[str | Action],
+        stop: Callable[[str], None],
+    ) -> None:
+        self._engine = Engine(configure([rules] if isinstance(rules, str) else list(rules), []))
+        self._actions = [_action(each, stop) for each in actions]
+        self._run_dir = run_dir
+        self._rank = rank
+        self._tensors: dict[str, TensorInfo] = {}
+        self._builder = StepBuilder(rank, lambda name: self._tensors.get(name) or TensorInfo(name))
+        self._dispatcher: Dispatcher | None = None
+
+    def describe(self, info: TensorInfo) -> None:
+        """A tensor that records will hold."""
+        self._tensors[info.name] = info
+
+    def judge(self, records: list[StepRecord]) -> None:
+        """Look at records in order; called by the writer's thread."""
+        for record in records:
+            self._act(self._engine.feed(self._builder.from_record(record)))
+
+    def conclude(self) -> None:
+        """The run is over."""
+        self._act(self._engine.conclude(self._rank))
+
+    def _act(self, findings: Sequence[object]) -> None:
+        if not findings:
+            return
+        if self._dispatcher is None:
+            self._dispatcher = Dispatcher(FindingLog(self._run_dir), self._actions, judged_by="hook")
+        self._dispatcher.dispatch(findings)
+
+
+def _action(action: str | Action, stop: Callable[[str], None]) -> Action:
+    if action == "stop":
+        return StopAction(stop)
+    if isinstance(action, str):
+        if action.startswith(("http://", "https://")):
+            return WebhookAction(action)
+        raise ValueError(f"action {action!r} is unknown; expected 'stop', a webhook's URL or an action object")
+    return action

@@ -1,0 +1,211 @@
+"""Records a script that knows nothing of Stepwatch: ``stepwatch run train.py --its --args``.
+
+The script runs in this process as ``__main__``, with its own ``sys.argv`` and ``sys.path``. Its models, losses
+and optimizers are found through PyTorch's global hooks when they are first used, and watched like those of
+a script that makes the hook itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import signal
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from stepwatch.probe.hook import Hook
+from stepwatch.probe.lifecycle import describe_exception
+from stepwatch.probe.stopping import TrainingStopped
+
+_STEPS_OF_DISCOVERY = 100
+
+
+class LaunchError(ValueError):
+    """A script that cannot be run; one line that says which and why."""
+
+
+def default_run_dir(target: str) -> Path:
+    """``runs/<script>-<time>``.
+
+    Raises:
+        LaunchError: there are several ranks, which could not agree on it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError("with several ranks the run's directory must be given: stepwatch run --out DIR ...")
+    return Path("runs") / f"{Path(target).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[], Hook]) -> int:
+    """Run a script or module under a hook and return its exit status.
+
+    Args:
+        target: path of the script, or name of the module.
+        args: its arguments.
+        module: whether ``target`` is a module's name, as with ``python -m``.
+        make_hook: makes the hook when the first model is seen.
+
+    Raises:
+        LaunchError: there is no such script or module.
+    """
+    code, main = _load_module(target, args) if module else _load_script(target, args)
+    sys.modules["__main__"] = main
+    watch = _Discovery(make_hook)
+    try:
+        exec(code, main.__dict__)
+    except SystemExit as end:
+        watch.close("finished")
+        return _exit_status(end)
+    except TrainingStopped as stopped:
+        print(f"stepwatch: {stopped}", file=sys.stderr)
+        watch.close("stopped", stopped.reason)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        _print_traceback(interrupt)
+        watch.close("exception", "KeyboardInterrupt")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 130
+    except BaseException as error:
+        _print_traceback(error)
+        watch.close("exception", describe_exception(type(error), error))
+        return 1
+    watch.close("finished")
+    return 0
+
+
+class _Discovery:
+    """Finds what a script trains, through hooks on all modules and optimizers.
+
+    They are removed after the first steps, when everything that takes part has been seen: from then on a
+    step costs what it costs with a hook made by hand.
+    """
+
+    def __init__(self, make_hook: Callable[[], Hook]) -> None:
+        self._make_hook = make_hook
+        self._hook: Hook | None = None
+        self._depth = 0
+        self._seen: set[int] = set()
+        self._handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+            register_optimizer_step_pre_hook(self._update),
+        ]
+
+    def close(self, status: str, reason: str = "") -> None:
+        """The script has ended."""
+        self._remove()
+        if self._hook is not None:
+            self._hook.close(status, reason)
+        else:
+            print("stepwatch: nothing was recorded: no model was called", file=sys.stderr)
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._depth += 1
+        if self._depth > 1 or id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        if _is_loss(module):
+            if self._hook is not None:
+                self._hook.watch_loss(module)
+        elif next(module.parameters(), None) is not None:
+            if self._hook is None:
+                self._hook = self._make_hook()
+                self._hook.expect_optimizer()
+            self._hook.watch_model(module)
+            # The module's own hooks for this call were collected before ours was among them.
+            self._hook._before_forward(module, ())
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._depth = max(self._depth - 1, 0)
+
+    def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._hook is None:
+            return
+        if id(optimizer) not in self._seen:
+            self._seen.add(id(optimizer))
+            self._hook.watch_optimizer(optimizer)
+        if self._hook.step > _STEPS_OF_DISCOVERY:
+            self._remove()
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _is_loss(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.loss._Loss) or (
+        type(module).__name__.endswith("Loss") and next(module.parameters(), None) is None
+    )
+
+
+def _load_script(target: str, args: list[str]) -> tuple[types.CodeType, types.ModuleType]:
+    path = Path(target)
+    if path.is_dir():
+        raise LaunchError(f"{target} is a directory; expected a Python script")
+    try:
+        with io.open_code(str(path.absolute())) as file:
+            code = compile(file.read(), target, "exec", dont_inherit=True)
+    except OSError as error:
+        raise LaunchError(f"{target} cannot be read: {error.strerror}") from None
+    main = types.ModuleType("__main__")
+    main.__file__ = target
+    main.__loader__ = SourceFileLoader("__main__", target)
+    main.__dict__["__builtins__"] = __builtins__
+    sys.argv = [target, *args]
+    sys.path[0] = str(path.absolute().parent)
+    return code, main
+
+
+def _load_module(target: str, args: list[str]) -> tuple[types.CodeType, types.ModuleType]:
+    sys.path[0] = str(Path.cwd())
+    try:
+        spec = importlib.util.find_spec(target)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{target}.__main__")
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.loader is None:
+        raise LaunchError(f"there is no module {target!r} that can be run")
+    code = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+    if code is None:
+        raise LaunchError(f"module {target!r} has no code that can be run")
+    main = types.ModuleType("__main__")
+    main.__spec__ = spec
+    main.__file__ = spec.origin
+    main.__loader__ = spec.loader
+    main.__package__ = spec.parent
+    main.__dict__["__builtins__"] = __builtins__
+    sys.argv = [spec.origin or target, *args]
+    return code, main
+
+
+def _exit_status(end: SystemExit) -> int:
+    """The status that the interpreter would have exited with."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _print_traceback(error: BaseException) -> None:
+    """As the interpreter would have, without our own frame."""
+    below = error.__traceback__.tb_next if error.__traceback__ else None
+    traceback.print_exception(type(error), error, below)

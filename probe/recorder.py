@@ -1,0 +1,168 @@
+"""The record that is open: what the current step has shown so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.store.records import StepRecord
+
+
+
+class Pending(Protocol):
+    """Statistics on their way from a device."""
+
+    def result(self) -> NDArray[np.float64] | None:
+        """Wait for them: float64 [tensors, columns], or None where they turn out not to count."""
+
+
+Scalar: TypeAlias = "float | torch.Tensor"
+
+
+class OpenRecord:
+    """Collects one step. Values on a device stay there, detached, until the writer's thread fetches them.
+
+    Attributes:
+        step, mode, mode_step: as in :class:`StepRecord`.
+        due: names of the collections whose tensors are recorded at this step; empty where nothing is saved.
+        ended: whether its step is over; what is logged now still belongs to it.
+        timing: nanoseconds of its phases, once it has ended.
+        forwards, backwards: passes seen so far.
+    """
+
+    def __init__(self, step: int, mode: ModeKeys, mode_step: int, *, due: frozenset[str]) -> None:
+        self.step = step
+        self.mode = mode
+        self.mode_step = mode_step
+        self.due = due
+        self.ended = False
+        self.ended_at = 0.0
+        self.timing: dict[str, int] = {}
+        self.forwards = 0
+        self.backwards = 0
+        self.time_ns = time.time_ns()
+        self._statistics: list[tuple[Sequence[str], Pending]] = []
+        self._derived: list[tuple[str, str, Callable[[], NDArray[np.float64] | None]]] = []
+        self._values: list[tuple[str, torch.Tensor]] = []
+        self._losses: dict[str, list[Scalar]] = {}
+        self._scalars: list[tuple[str, Scalar]] = []
+
+    def add_statistics(self, names: Sequence[str], pending: Pending) -> None:
+        """Statistics of these tensors, on their way."""
+        self._statistics.append((names, pending))
+
+    def add_derived(self, name: str, quantity: str, result: Callable[[], NDArray[np.float64] | None]) -> None:
+        """A derived quantity, on its way; None when it turns out not to exist."""
+        self._derived.append((name, quantity, result))
+
+    def add_value(self, name: str, tensor: torch.Tensor) -> None:
+        """A whole tensor, copied now: the script may change it in place."""
+        self._values.append((name, tensor.detach().clone()))
+
+    def add_loss(self, name: str, value: torch.Tensor) -> None:
+        """A captured loss; those of several micro-batches are averaged."""
+        detached = value.detach()
+        if detached.numel() != 1:
+            detached = detached.float().mean()
+        self._losses.setdefault(name, []).append(_keep(detached))
+
+    def has_loss(self) -> bool:
+        """Whether a loss was captured."""
+        return bool(self._losses)
+
+    def drop_losses(self) -> None:
+        """Forget the losses: the step they led to was skipped."""
+        self._losses.clear()
+
+    def add_scalar(self, name: str, value: Scalar) -> None:
+        """A logged scalar; of one name the last counts."""
+        self._scalars.append((name, _keep(value.detach()) if isinstance(value, torch.Tensor) else value))
+
+    def end(self, timing: dict[str, int]) -> None:
+        """The step is over."""
+        self.ended = True
+        self.ended_at = time.monotonic()
+        self.timing = timing
+
+    def close(self, intern: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StepRecord:
+        """The finished record; what is still on a device is fetched by its ``resolve``."""
+        scalars = _ScalarFetch(self._losses, dict(self._scalars))
+        statistics, derived, values = self._statistics, self._derived, self._values
+
+        def resolve(record: StepRecord) -> None:
+            record.scalars = scalars.result()
+            batches = [(names, pending.result()) for names, pending in statistics]
+            found = [(names, matrix) for names, matrix in batches if matrix is not None]
+            if found:
+                record.names = intern(tuple(name for names, _ in found for name in names))
+                record.stats = np.concatenate([matrix for _, matrix in found])
+            for name, quantity, result in derived:
+                vector = result()
+                if vector is not None:
+                    record.derived.append((name, quantity, vector))
+            record.values = [(name, _to_numpy(tensor)) for name, tensor in values]
+
+        return StepRecord(
+            step=self.step,
+            mode=self.mode.name,
+            mode_step=self.mode_step,
+            time_ns=self.time_ns,
+            timing=self.timing,
+            saved=bool(self.due),
+            resolve=resolve,
+        )
+
+
+class _ScalarFetch:
+    """Losses and scalars of one step; those on an accelerator are copied without waiting for it."""
+
+    def __init__(self, losses: dict[str, list[Scalar]], scalars: dict[str, Scalar]) -> None:
+        self._names = [(name, len(parts)) for name, parts in losses.items()]
+        self._names += [(name, 1) for name in scalars]
+        flat = [value for parts in losses.values() for value in parts] + list(scalars.values())
+        self._flat: list[Any] = list(flat)
+        self._event: torch.cuda.Event | None = None
+        remote = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
+        self._remote = remote
+        self._host: torch.Tensor | None = None
+        if remote:
+            stacked = torch.stack([flat[i].reshape(()).double() for i in remote])  # type: ignore[union-attr]
+            if stacked.is_cuda:
+                self._host = torch.empty(len(remote), dtype=torch.float64, pin_memory=True)
+                self._host.copy_(stacked, non_blocking=True)
+                self._event = torch.cuda.Event()
+                self._event.record()
+            else:
+                self._host = stacked
+
+    def result(self) -> list[tuple[str, float]]:
+        if self._event is not None:
+            self._event.synchronize()
+        if self._host is not None:
+            for index, value in zip(self._remote, self._host.tolist(), strict=True):
+                self._flat[index] = value
+        found, at = [], 0
+        for name, count in self._names:
+            found.append((name, float(sum(self._flat[at : at + count]) / count)))
+            at += count
+        return found
+
+
+def _keep(value: torch.Tensor) -> Scalar:
+    """The number itself where reading it does not wait for a device, else a copy there."""
+    return float(value) if value.device.type == "cpu" else value.clone()
+
+
+def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    host = tensor.to("cpu").contiguous()
+    try:
+        return host.numpy()
+    except TypeError:
+        return host.float().numpy()  # bfloat16 and float8 have no counterpart in NumPy
+

@@ -1,0 +1,112 @@
+"""Stops the job at the end of a step, after the script's checkpoint was written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from stepwatch.probe.store.control import StopWatcher, acknowledge, request_stop
+
+log = logging.getLogger("stepwatch")
+
+StopStyle: TypeAlias = 'Literal["raise", "flag"] | Callable[[str], None]'
+Checkpoint: TypeAlias = "Callable[[int], str | os.PathLike[str] | None]"
+
+
+class TrainingStopped(Exception):
+    """Raised from ``optimizer.step()`` (or the forward pass, without an optimizer) to end the job.
+
+    Attributes:
+        reason: why.
+        step: number of optimizer steps done.
+        checkpoint: path that the checkpoint callback returned, or None.
+    """
+
+    def __init__(self, reason: str, step: int, checkpoint: str | None) -> None:
+        super().__init__(f"stopped after {step} steps: {reason}")
+        self.reason = reason
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What was done to stop."""
+
+    reason: str
+    checkpoint: str | None
+
+
+class Stopper:
+    """Collects stop requests, from rules in this process and from RUN/control, and carries one out.
+
+    Raises:
+        ValueError: a ``style`` that is not "raise", "flag" or a callable.
+    """
+
+    def __init__(
+        self, run_dir: Path, rank: int, style: StopStyle, checkpoint: Checkpoint | None
+    ) -> None:
+        if style not in ("raise", "flag") and not callable(style):
+            raise ValueError(f"stop is {style!r}; expected 'raise', 'flag' or a callable")
+        self._run_dir = run_dir
+        self._rank = rank
+        self._style = style
+        self._checkpoint = checkpoint
+        self._watcher = StopWatcher(run_dir)
+        self._request_id: str | None = None
+        self._reason: str | None = None
+        self.stopped = False
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop; through the run's directory, so that every rank hears of it."""
+        request_stop(self._run_dir, reason, by="hook")
+        self.poll()
+
+    def poll(self) -> None:
+        """Look for a request in the run's directory; called from a thread beside the training."""
+        if self._reason is None and not self.stopped:
+            found = self._watcher.poll()
+            if found is not None:
+                self._request_id, self._reason = found.id, found.reason
+
+    @property
+    def due(self) -> bool:
+        """Whether the step that ends now is the last."""
+        return self._reason is not None and not self.stopped
+
+    @property
+    def raises(self) -> bool:
+        """Whether a stop ends in an exception."""
+        return self._style == "raise"
+
+    def stop(self, step: int) -> Stopped:
+        """Write the checkpoint and acknowledge the request. A checkpoint that fails does not keep us here."""
+        reason = self._reason or ""
+        self.stopped = True
+        path: str | None = None
+        if self._checkpoint is not None:
+            try:
+                written = self._checkpoint(step)
+                path = os.fspath(written) if written is not None else None
+            except Exception:
+                log.exception("the checkpoint callback failed; the job is stopped without a checkpoint")
+        if self._request_id is not None:
+            acknowledge(self._run_dir, self._rank, self._request_id, step=step, checkpoint=path)
+        log.warning("stopping after %d steps: %s", step, reason)
+        return Stopped(reason, path)
+
+    def leave(self, stopped: Stopped, step: int) -> None:
+        """Hand the stop to the script, in the style it asked for.
+
+        Raises:
+            TrainingStopped: with style "raise".
+        """
+        if self.raises:
+            raise TrainingStopped(stopped.reason, step, stopped.checkpoint)
+        if callable(self._style):
+            self._style(stopped.reason)

@@ -1,0 +1,106 @@
+"""RUN/control: requests to stop a job, and its acknowledgements.
+
+A request is one file for all ranks. Each rank answers with a file of its own when it has stopped. A request
+made before the current attempt of a rank began was meant for the attempt before, and is ignored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwatch.probe.store.layout import write_json
+from stepwatch.probe.store.rankfile import read_json
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """A wish that the job stop at its next step.
+
+    Attributes:
+        id: identifies it in acknowledgements.
+        reason: why.
+        by: "hook", "watch" or a user's name.
+        time_ns: when.
+    """
+
+    id: str
+    reason: str
+    by: str
+    time_ns: int
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """What a rank did about a request: stopped after ``step`` steps, its checkpoint at ``checkpoint``."""
+
+    request_id: str
+    step: int
+    checkpoint: str | None
+    time_ns: int
+
+
+def request_stop(run_dir: Path, reason: str, by: str) -> str:
+    """Ask the job to stop; returns the request's id. A newer request replaces an older one."""
+    request = {"id": uuid.uuid4().hex, "reason": reason, "by": by, "time_ns": time.time_ns()}
+    folder = run_dir / "control"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "stop.json", request)
+    return str(request["id"])
+
+
+def read_request(run_dir: Path) -> StopRequest | None:
+    """The latest request, or None."""
+    content = read_json(run_dir / "control" / "stop.json")
+    if not content:
+        return None
+    return StopRequest(
+        str(content.get("id")),
+        str(content.get("reason", "")),
+        str(content.get("by", "")),
+        int(content.get("time_ns", 0)),
+    )
+
+
+def acknowledge(run_dir: Path, rank: int, request_id: str, *, step: int, checkpoint: str | None) -> None:
+    """Say that this rank has stopped."""
+    content = {"request_id": request_id, "step": step, "checkpoint": checkpoint, "time_ns": time.time_ns()}
+    write_json(run_dir / "control" / f"stopped-rank={rank:05d}.json", content)
+
+
+def read_acknowledgement(run_dir: Path, rank: int) -> Acknowledgement | None:
+    """What the rank answered last, or None."""
+    content = read_json(run_dir / "control" / f"stopped-rank={rank:05d}.json")
+    if not content:
+        return None
+    return Acknowledgement(
+        str(content.get("request_id")),
+        int(content.get("step", 0)),
+        content.get("checkpoint"),
+        int(content.get("time_ns", 0)),
+    )
+
+
+class StopWatcher:
+    """Looks for requests made since it was created; cheap enough to be asked several times a second."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._path = run_dir / "control" / "stop.json"
+        self._since = time.time_ns()
+        self._stamp: tuple[int, int] | None = None
+
+    def poll(self) -> StopRequest | None:
+        """A request that has not been returned before, or None."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp == self._stamp:
+            return None
+        request = read_request(self._run_dir)
+        self._stamp = stamp
+        return request if request is not None and request.time_ns >= self._since else None

@@ -1,0 +1,84 @@
+"""Reads a growing table: each call returns only what is new, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from stepwatch.probe.store.layout import Part, list_parts, rank_folder
+from stepwatch.probe.store.reader import Trace, iterate_file
+from stepwatch.probe.store.tables import ROW_GROUP_ROWS
+
+
+@dataclass
+class _Progress:
+    """How far one attempt's files were read.
+
+    Attributes:
+        next_flush: first flush of which not every row was read.
+        rows: rows read.
+        rows_before: rows read before each file that was begun, by its first flush.
+    """
+
+    next_flush: int = 0
+    rows: int = 0
+    rows_before: dict[int, int] = field(default_factory=dict)
+
+
+class TableCursor:
+    """Position in one rank's table.
+
+    Files are joined while they are read. A joined file begins where one of its parts began, and holds the
+    same rows in the same order, so its first flush tells how many of its rows are known already.
+
+    Args:
+        trace: the run.
+        table: one of the step tables.
+        rank: the rank.
+        columns: columns to read; ``step`` and ``mode`` must be among them.
+    """
+
+    def __init__(self, trace: Trace, table: str, rank: int, columns: Sequence[str]) -> None:
+        self._trace = trace
+        self._folder = rank_folder(trace.path, table, rank)
+        self._rank = rank
+        self._columns = list(columns)
+        self._progress: dict[int, _Progress] = {}
+
+    def read(self) -> Iterator[pa.Table]:
+        """New rows, in pieces; may be left before its end and called again."""
+        while True:
+            part = next((part for part in list_parts(self._folder) if self._is_new(part)), None)
+            if part is None:
+                return
+            try:
+                yield from self._read_part(part)
+            except FileNotFoundError:
+                continue  # joined with others since it was listed
+
+    def _is_new(self, part: Part) -> bool:
+        progress = self._progress.get(part.attempt)
+        return progress is None or part.last >= progress.next_flush
+
+    def _read_part(self, part: Part) -> Iterator[pa.Table]:
+        progress = self._progress.setdefault(part.attempt, _Progress())
+        progress.rows_before.setdefault(part.first, progress.rows)
+        skip = progress.rows - progress.rows_before[part.first]
+        attempts = self._trace.attempts(self._rank)
+        path = self._folder / part.file_name
+        try:
+            for rows in iterate_file(path, self._columns, ROW_GROUP_ROWS):
+                fresh = rows.slice(min(skip, rows.num_rows))
+                skip -= rows.num_rows - fresh.num_rows
+                if fresh.num_rows:
+                    progress.rows += fresh.num_rows
+                    kept = attempts.drop_superseded(fresh, part.attempt)
+                    if kept.num_rows:
+                        yield kept
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self._trace.warn(path, error)
+        progress.next_flush = part.last + 1

@@ -1,0 +1,363 @@
+"""Reads a trace, finished or growing, without torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stepwatch.probe.store.attempts import Attempts
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.identity import is_alive
+from stepwatch.probe.store.layout import list_parts, rank_folder
+from stepwatch.probe.store.rankfile import read_json
+from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.schema import FORMAT_VERSION, STEP_TABLES, TABLES
+
+log = logging.getLogger("stepwatch")
+
+T = TypeVar("T")
+
+_RETRIES = 5
+_SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """run.json."""
+
+    run_id: str
+    job_name: str
+    world_size: int
+    host: str
+    start_ns: int
+    command: tuple[str, ...]
+    versions: dict[str, str]
+    config: dict[str, Any]
+    format_version: int
+
+
+@dataclass(frozen=True)
+class EndInfo:
+    """How a rank ended: "finished", "exception", "signal" or "stopped"."""
+
+    status: str
+    reason: str
+    last_step: int | None
+    time_ns: int
+    attempt: int
+
+
+@dataclass
+class _RankInfo:
+    attempts: Attempts
+    counters: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Trace:
+    """A run's directory.
+
+    Attributes:
+        path: the directory.
+        info: run.json.
+        warnings: what could not be read, one line per damaged file.
+
+    Raises:
+        TraceError: the directory is not a trace that this version can read.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.path = Path(run_dir)
+        self.info = _read_info(self.path)
+        self.warnings: list[str] = []
+
+    # -- about the run --------------------------------------------------------------------------------
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks that have written something, ascending."""
+        found = []
+        for name in _names(self.path / "ranks"):
+            if name.startswith("rank=") and name.endswith(".json"):
+                found.append(int(name[len("rank=") : -len(".json")]))
+        return sorted(found)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the hook could not record, and why."""
+        return list(dict.fromkeys(note for rank in self.ranks for note in self._rank(rank).notes))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sums over ranks: dropped records, errors of the hook and of the writer."""
+        total: dict[str, int] = {}
+        for rank in self.ranks:
+            for counter, value in self._rank(rank).counters.items():
+                total[counter] = total.get(counter, 0) + value
+        return total
+
+    def attempts(self, rank: int) -> Attempts:
+        """Starts of the job, as this rank recorded them."""
+        return self._rank(rank).attempts
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor described by any rank."""
+        found: dict[str, TensorInfo] = {}
+        for name in _names(self.path):
+            if name == "tensors.json" or (name.startswith("tensors-rank=") and name.endswith(".json")):
+                for tensor, entry in read_json(self.path / name).items():
+                    found.setdefault(tensor, TensorInfo.from_json(tensor, entry))
+        return found
+
+    def end(self, rank: int) -> EndInfo | None:
+        """How the rank's latest attempt ended; None while it runs, or when it was killed."""
+        content = read_json(self.path / "end" / f"rank={rank:05d}.json")
+        if not content or content.get("attempt") != len(self.attempts(rank).entries) - 1:
+            return None
+        return EndInfo(
+            status=str(content.get("status", "")),
+            reason=str(content.get("reason", "")),
+            last_step=content.get("last_step"),
+            time_ns=int(content.get("time_ns", 0)),
+            attempt=int(content["attempt"]),
+        )
+
+    def live(self) -> bool:
+        """Whether a rank is still being written.
+
+        On this machine the writing process is looked for; one on another machine counts as alive while
+        its files are younger than a minute.
+        """
+        return any(self._rank_is_live(rank) for rank in self.ranks)
+
+    def _rank_is_live(self, rank: int) -> bool:
+        entries = self.attempts(rank).entries
+        if not entries or self.end(rank) is not None:
+            return False
+        alive = is_alive(entries[-1])
+        return self._heard_of(rank) if alive is None else alive
+
+    def _heard_of(self, rank: int) -> bool:
+        newest = 0.0
+        for folder in (rank_folder(self.path, "steps", rank), self.path / "ranks"):
+            newest = max([newest, *(_modified(folder / name) for name in _names(folder))])
+        return time.time() - newest < _SILENT_SECONDS
+
+    # -- tables ---------------------------------------------------------------------------------------
+
+    def table(
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        ranks: Sequence[int] | None = None,
+        steps: tuple[int | None, int | None] | None = None,
+        modes: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Rows of a step table that count, in recorded order, with a column ``rank`` added.
+
+        Args:
+            name: "stats", "derived", "values", "scalars" or "steps".
+            columns: columns to read; all where None.
+            ranks: ranks to read; all where None.
+            steps: (first, end): global steps in [first, end); None on a side leaves it open.
+            modes: names of modes.
+            names: names of tensors or scalars.
+
+        Raises:
+            ValueError: there is no such table or column.
+        """
+        if name not in STEP_TABLES:
+            raise ValueError(f"table {name!r} is unknown; expected one of {', '.join(STEP_TABLES)}")
+        schema = TABLES[name]
+        wanted = list(schema.names if columns is None else columns)
+        for column in wanted:
+            if column not in (*schema.names, "rank"):
+                raise ValueError(f"{name} has no column {column!r}; expected one of {', '.join(schema.names)}")
+        read = list(dict.fromkeys([*(c for c in wanted if c != "rank"), "step", "mode"]))
+        condition = _condition(steps, modes, names)
+        pieces = []
+        for rank in self.ranks if ranks is None else ranks:
+            rows = self._read_rank(name, rank, read, condition)
+            number = pa.array([rank], pa.int32()).take(pa.array([0] * rows.num_rows, pa.int32()))
+            pieces.append(rows.append_column("rank", number))
+        if not pieces:
+            empty = pa.schema([schema.field(c) for c in read]).empty_table()
+            pieces = [empty.append_column("rank", pa.array([], pa.int32()))]
+        keep = wanted if "rank" in wanted else [*wanted, "rank"]
+        return pa.concat_tables(pieces).select(keep)
+
+    def system(self) -> pa.Table:
+        """Samples of all nodes: time_ns, device, metric, value, node."""
+        pieces = []
+        for folder in _names(self.path / "system"):
+            node = folder.partition("=")[2]
+            for part in list_parts(self.path / "system" / folder):
+                rows = self._read_file(self.path / "system" / folder / part.file_name, None, None)
+                if rows is not None:
+                    pieces.append(rows.append_column("node", pa.array([node] * rows.num_rows, pa.string())))
+        empty = TABLES["system"].empty_table().append_column("node", pa.array([], pa.string()))
+        return pa.concat_tables([empty, *pieces])
+
+    def findings(self) -> list[dict[str, Any]]:
+        """Recorded findings in order, each with ``actions``: what was done about it.
+
+        An id found by several judges (the hook and a sidecar) is one finding.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        actions: list[dict[str, Any]] = []
+        for name in sorted(_names(self.path / "findings")):
+            if not name.endswith(".parquet") or name.startswith("."):
+                continue
+            rows = self._read_file(self.path / "findings" / name, None, None)
+            for row in rows.to_pylist() if rows is not None else []:
+                if row["event"] == "found":
+                    row["evidence"] = json.loads(row["evidence"] or "{}")
+                    found.setdefault(row["finding_id"], {**row, "actions": []})
+                else:
+                    actions.append(row)
+        for row in actions:
+            if row["finding_id"] in found:
+                kept = {key: row[key] for key in ("action", "outcome", "detail", "time_ns")}
+                found[row["finding_id"]]["actions"].append(kept)
+        return sorted(found.values(), key=lambda row: (row["time_ns"], row["last_step"]))
+
+    def _read_rank(
+        self, table: str, rank: int, columns: list[str], condition: pc.Expression | None
+    ) -> pa.Table:
+        attempts = self.attempts(rank)
+        folder = rank_folder(self.path, table, rank)
+
+        def read() -> pa.Table:
+            pieces = [pa.schema([TABLES[table].field(column) for column in columns]).empty_table()]
+            for part in list_parts(folder):
+                rows = self._read_file(folder / part.file_name, columns, condition)
+                if rows is not None:
+                    pieces.append(attempts.drop_superseded(rows, part.attempt))
+            return pa.concat_tables(pieces)
+
+        return retry_vanished(read)
+
+    def _read_file(
+        self, path: Path, columns: list[str] | None, condition: pc.Expression | None
+    ) -> pa.Table | None:
+        """A file's rows, or None with a warning when it is damaged."""
+        try:
+            return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self.warn(path, error)
+            return None
+
+    def warn(self, path: Path, error: Exception) -> None:
+        """Say once that a file is left out."""
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = f"{path}: left out, not a readable Parquet file: {first_line}"
+        if not any(known.startswith(f"{path}:") for known in self.warnings):
+            self.warnings.append(text)
+            log.warning("%s", text)
+
+    def _rank(self, rank: int) -> _RankInfo:
+        content = read_json(self.path / "ranks" / f"rank={rank:05d}.json")
+        return _RankInfo(
+            Attempts(content.get("attempts", [])),
+            dict(content.get("counters", {})),
+            list(content.get("notes", [])),
+        )
+
+
+def retry_vanished(read: Callable[[], T]) -> T:
+    """Read again when a file that was listed is gone: it has been joined with others meanwhile."""
+    for _ in range(_RETRIES):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
+
+
+def _condition(
+    steps: tuple[int | None, int | None] | None,
+    modes: Sequence[str] | None,
+    names: Sequence[str] | None,
+) -> pc.Expression | None:
+    parts = []
+    if steps is not None and steps[0] is not None:
+        parts.append(pc.field("step") >= steps[0])
+    if steps is not None and steps[1] is not None:
+        parts.append(pc.field("step") < steps[1])
+    if modes is not None:
+        parts.append(pc.field("mode").isin(list(modes)))
+    if names is not None:
+        parts.append(pc.field("name").isin(list(names)))
+    return reduce(lambda a, b: a & b, parts) if parts else None
+
+
+def _read_info(path: Path) -> RunInfo:
+    if not path.exists():
+        raise TraceError(f"{path}: no such directory")
+    if not path.is_dir():
+        raise TraceError(f"{path}: is a file; expected the directory of a run")
+    try:
+        content = read_json(path / "run.json")
+        if not content:
+            what = "is empty" if not any(path.iterdir()) else "holds no run.json"
+            raise TraceError(f"{path}: {what}; expected the directory of a run")
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise TraceError(f"{path}/run.json: format_version is {version!r}; expected a number")
+    if version > FORMAT_VERSION:
+        raise TraceError(
+            f"{path}: written in format version {version} by a newer Stepwatch; this one reads up to "
+            f"{FORMAT_VERSION}"
+        )
+    try:
+        return RunInfo(
+            run_id=str(content.get("run_id", "")),
+            job_name=str(content.get("job_name", path.name)),
+            world_size=int(content.get("world_size", 1)),
+            host=str(content.get("host", "")),
+            start_ns=int(content.get("start_ns", 0)),
+            command=tuple(str(word) for word in content.get("command", ())),
+            versions={str(k): str(v) for k, v in dict(content.get("versions", {})).items()},
+            config=dict(content.get("config", {})),
+            format_version=version,
+        )
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{path}/run.json: {error}") from None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def iterate_file(path: Path, columns: list[str] | None, rows: int) -> Iterator[pa.Table]:
+    """A file's rows in pieces of at most ``rows``."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=columns):
+            yield pa.Table.from_batches([batch])
