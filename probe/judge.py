@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stepwatch.probe.store.findings import FindingLog
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.rules.actions import Action, Dispatcher, StopAction, WebhookAction
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
+from stepwatch.rules.finding import Finding
 from stepwatch.rules.step import StepBuilder
 
 
@@ -57,11 +57,11 @@ class Judge:
         """The run is over."""
         self._act(self._engine.conclude(self._rank))
 
-    def _act(self, findings: Sequence[object]) -> None:
+    def _act(self, findings: Sequence[Finding]) -> None:
         if not findings:
             return
         if self._dispatcher is None:
-            self._dispatcher = Dispatcher(FindingLog(self._run_dir), self._actions, judged_by="hook")
+            self._dispatcher = Dispatcher(self._run_dir, self._actions, judged_by="hook")
         self._dispatcher.dispatch(findings)
 
 

@@ -1,0 +1,128 @@
+"""Feeds steps to rules and keeps their verdicts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
+from stepwatch.rules.rule import Rule
+from stepwatch.rules.step import Step
+
+log = logging.getLogger("stepwatch")
+
+
+@dataclass
+class _Evaluation:
+    """One rule over one rank."""
+
+    rule: Rule
+    findings: list[Finding] = field(default_factory=list)
+    error: str = ""
+
+
+class Engine:
+    """Judges steps as they come, each rank by rules of its own.
+
+    What is found depends only on the steps of a rank and their order, not on how they arrive. A rule that
+    raises is left out from then on and ends with status Error; the others go on.
+
+    Args:
+        specs: the rules.
+    """
+
+    def __init__(self, specs: Sequence[RuleSpec]) -> None:
+        self._specs = list(specs)
+        self._ranks: dict[int, list[_Evaluation]] = {}
+
+    def feed(self, step: Step) -> list[Finding]:
+        """Show a step to every rule; returns what they found in it."""
+        found: list[Finding] = []
+        for evaluation in self._of_rank(step.rank):
+            if not evaluation.error:
+                found += self._ask(evaluation, lambda rule: rule.observe(step))
+        return found
+
+    def conclude(self, rank: int) -> list[Finding]:
+        """The rank's run is over; returns what could be said only now."""
+        found: list[Finding] = []
+        for evaluation in self._of_rank(rank):
+            if not evaluation.error:
+                found += self._ask(evaluation, lambda rule: rule.conclude())
+        return found
+
+    def restart(self, rank: int) -> None:
+        """Forget a rank: a new attempt has replaced steps that were judged."""
+        self._ranks.pop(rank, None)
+
+    def findings(self) -> list[Finding]:
+        """All findings so far, by the step at which they were decided."""
+        every = [f for evaluations in self._ranks.values() for e in evaluations for f in e.findings]
+        return sorted(every, key=lambda finding: (finding.last_step, finding.rank))
+
+    def results(self, *, live: bool) -> list[RuleResult]:
+        """The verdict of each rule over all ranks.
+
+        Args:
+            live: whether more steps may come; then a rule that has not fired is in progress.
+        """
+        ranks = [self._ranks[rank] for rank in sorted(self._ranks)] or [
+            [_Evaluation(spec.build()) for spec in self._specs]
+        ]
+        return [
+            _verdict(spec.name, [evaluations[index] for evaluations in ranks], live)
+            for index, spec in enumerate(self._specs)
+        ]
+
+    def _of_rank(self, rank: int) -> list[_Evaluation]:
+        evaluations = self._ranks.get(rank)
+        if evaluations is None:
+            evaluations = self._ranks[rank] = [_Evaluation(spec.build()) for spec in self._specs]
+        return evaluations
+
+    def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:
+        try:
+            found = list(question(evaluation.rule) or ())
+        except Exception as error:
+            evaluation.error = f"{type(error).__name__}: {error}"
+            log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
+            return []
+        evaluation.findings += found
+        return found
+
+
+def _verdict(name: str, evaluations: list[_Evaluation], live: bool) -> RuleResult:
+    findings = [finding for evaluation in evaluations for finding in evaluation.findings]
+    errors = [evaluation.error for evaluation in evaluations if evaluation.error]
+    coverages = [evaluation.rule.coverage() for evaluation in evaluations if not evaluation.error]
+    coverage = _join(coverages)
+    if findings:
+        status = Status.ISSUES_FOUND
+    elif errors:
+        status = Status.ERROR
+    elif live:
+        status = Status.IN_PROGRESS
+    else:
+        status = Status.NO_ISSUES_FOUND if coverage.decided else Status.STOPPED
+    return RuleResult(name, status, findings, coverage, errors[0] if errors else "")
+
+
+def _join(coverages: list[Coverage]) -> Coverage:
+    """What all ranks looked at; decided where every one could."""
+    if not coverages:
+        return Coverage()
+    firsts = [c.first_step for c in coverages if c.first_step is not None]
+    lasts = [c.last_step for c in coverages if c.last_step is not None]
+    nearest = max(coverages, key=lambda c: -1.0 if c.margin is None else c.margin)
+    return Coverage(
+        decided=all(c.decided for c in coverages),
+        steps=max(c.steps for c in coverages),
+        first_step=min(firsts, default=None),
+        last_step=max(lasts, default=None),
+        tensors=max(c.tensors for c in coverages),
+        missing=tuple(dict.fromkeys(reason for c in coverages for reason in c.missing)),
+        margin=nearest.margin,
+        closest=nearest.closest,
+    )
