@@ -1,24 +1,31 @@
 /* Statistics of many tensors in one pass over their memory.
  *
  * Plain C without the headers of Python or torch: called through ctypes, which releases the interpreter's
- * lock. Work is cut into chunks of fixed size whose partial results are merged in a fixed order, so that
- * the result does not depend on the number of threads. Sums are in double precision over independent
- * lanes, which the compiler turns into vector instructions without being allowed to reorder a sum.
+ * lock. Work is cut into chunks of fixed size whose results are merged in a fixed order, so that the result
+ * does not depend on the number of threads.
+ *
+ * Most blocks take the fast way: single precision within runs of RUN entries, double precision from there
+ * on. A block that holds something not finite or out of the range in which squares keep their precision, or
+ * whose mean is large beside its spread, takes the careful way: double precision, spread about the mean.
  */
 
+#include <fenv.h>
+#include <float.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16
-#define CHUNK 65536
-#define MAX_THREADS 64
+#define RUN 512         /* entries whose sums are in single precision */
+#define BLOCK 2048      /* entries that go the fast or the careful way; stays in the first-level cache */
+#define CHUNK 65536     /* entries that one thread takes at a time */
+#define WORTH_THREADS (4 * CHUNK)
+#define COLUMNS 11
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#include <immintrin.h>
+#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VECTORISED
 #endif
@@ -26,60 +33,101 @@
 enum { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 
 typedef struct {
-    int64_t n_nan, n_inf, n_zero;
-    double min, max, sum, l1, squares; /* over the finite entries */
-} partial_t;
+    int64_t address, numel, type; /* contiguous */
+} tensor_t;
 
-static void add_slowly(partial_t *p, double x) {
-    if (isnan(x)) { p->n_nan++; return; }
-    if (isinf(x)) { p->n_inf++; return; }
-    if (x == 0.0) p->n_zero++;
-    if (x < p->min) p->min = x;
-    if (x > p->max) p->max = x;
-    p->sum += x;
-    p->l1 += fabs(x);
-    p->squares += x * x;
+/* Of some entries; from `finite` on only of those that are finite. */
+typedef struct {
+    int64_t n_nan, n_inf, n_zero, finite;
+    double min, max, mean, spread, l1; /* spread: sum of squares about the mean */
+} summary_t;
+
+static const summary_t NOTHING = {0, 0, 0, 0, INFINITY, -INFINITY, 0, 0, 0};
+
+/* Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979. */
+static void merge(summary_t *into, const summary_t *part) {
+    into->n_nan += part->n_nan;
+    into->n_inf += part->n_inf;
+    if (!part->finite) return;
+    double a = (double)into->finite, b = (double)part->finite;
+    double difference = part->mean - into->mean;
+    into->mean = into->finite ? into->mean + difference * (b / (a + b)) : part->mean;
+    into->spread += part->spread + difference * difference * (a * b / (a + b));
+    into->finite += part->finite;
+    into->n_zero += part->n_zero;
+    into->l1 += part->l1;
+    if (part->min < into->min) into->min = part->min;
+    if (part->max > into->max) into->max = part->max;
 }
 
-/* One block of n floats that may hold anything. */
-static void block_slowly(partial_t *p, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) add_slowly(p, x[i]);
-}
-
-/* n floats; n is a multiple of LANES. Falls back to the slow loop when an entry is not finite. */
+/* The fast way; returns 0 where the block has to go the careful way. */
 VECTORISED
-static void block(partial_t *p, const float *restrict x, int64_t n) {
-    double sum[LANES] = {0}, l1[LANES] = {0}, squares[LANES] = {0};
-    float low[LANES], high[LANES];
-    int32_t zeros[LANES] = {0}, bad[LANES] = {0};
-    for (int l = 0; l < LANES; l++) low[l] = high[l] = x[l];
-    for (int64_t i = 0; i < n; i += LANES) {
-        for (int l = 0; l < LANES; l++) {
-            float v = x[i + l];
-            uint32_t bits;
-            memcpy(&bits, &v, 4);
-            uint32_t magnitude = bits & 0x7fffffffu;
-            bad[l] |= -(int32_t)(magnitude >= 0x7f800000u);
-            zeros[l] += magnitude == 0;
-            low[l] = v < low[l] ? v : low[l];
-            high[l] = v > high[l] ? v : high[l];
-            double d = v;
-            sum[l] += d;
-            l1[l] += fabs(d);
-            squares[l] += d * d;
+static int summarise_fast(summary_t *part, const float *restrict x, int64_t n) {
+    double sum = 0, l1 = 0, squares = 0;
+    float low = x[0], high = x[0];
+    int32_t zeros = 0;
+    for (int64_t at = 0; at < n; at += RUN) {
+        int64_t length = n - at < RUN ? n - at : RUN;
+        const float *restrict run = x + at;
+        float run_sum = 0, run_l1 = 0, run_squares = 0;
+#pragma omp simd reduction(+ : run_sum, run_l1, run_squares, zeros) reduction(min : low) reduction(max : high)
+        for (int64_t i = 0; i < length; i++) {
+            float v = run[i];
+            run_sum += v;
+            run_l1 += fabsf(v);
+            run_squares += v * v;
+            zeros += v == 0;
+            low = v < low ? v : low;
+            high = v > high ? v : high;
         }
+        sum += run_sum;
+        l1 += run_l1;
+        squares += run_squares;
     }
-    int32_t any_bad = 0;
-    for (int l = 0; l < LANES; l++) any_bad |= bad[l];
-    if (any_bad) { block_slowly(p, x, n); return; }
-    for (int l = 0; l < LANES; l++) {
-        p->n_zero += zeros[l];
-        if (low[l] < p->min) p->min = low[l];
-        if (high[l] > p->max) p->max = high[l];
-        p->sum += sum[l];
-        p->l1 += l1[l];
-        p->squares += squares[l];
+    if (!(l1 <= FLT_MAX)) return 0;
+    float largest = -low > high ? -low : high;
+    if (largest > 0x1p40f || (largest < 0x1p-40f && largest > 0)) return 0;
+    double mean = sum / (double)n, spread = squares - sum * mean;
+    if (spread < 0.25 * squares) return 0;
+    *part = (summary_t){0, 0, zeros, n, low, high, mean, spread, l1};
+    return 1;
+}
+
+/* The careful way. */
+VECTORISED
+static void summarise(summary_t *part, const double *restrict x, int64_t n) {
+    int64_t finite = 0, nans = 0, zeros = 0;
+    double low = INFINITY, high = -INFINITY, sum = 0, l1 = 0;
+#pragma omp simd reduction(+ : finite, nans, zeros, sum, l1) reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < n; i++) {
+        double v = x[i], magnitude = fabs(v);
+        int usable = magnitude <= DBL_MAX;
+        double below = usable ? v : INFINITY, above = usable ? v : -INFINITY;
+        finite += usable;
+        nans += v != v;
+        zeros += v == 0;
+        sum += usable ? v : 0;
+        l1 += usable ? magnitude : 0;
+        low = below < low ? below : low;
+        high = above > high ? above : high;
     }
+    double mean = finite ? sum / (double)finite : 0, rest = 0, spread = 0;
+#pragma omp simd reduction(+ : rest, spread)
+    for (int64_t i = 0; i < n; i++) {
+        double d = fabs(x[i]) <= DBL_MAX ? x[i] - mean : 0;
+        rest += d;
+        spread += d * d;
+    }
+    if (finite) { /* what rounding left in the mean */
+        mean += rest / (double)finite;
+        spread -= rest * rest / (double)finite;
+    }
+    *part = (summary_t){nans, n - finite - nans, zeros, finite, low, high, mean, spread, l1};
+}
+
+VECTORISED
+static void widen_float32(double *restrict out, const float *restrict in, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = in[i];
 }
 
 VECTORISED
@@ -93,10 +141,9 @@ static void widen_bfloat16(float *restrict out, const uint16_t *restrict in, int
 /* Exponent and fraction are moved into place and the difference of the biases is multiplied in, which is
  * exact and covers subnormal numbers; infinities and NaN get the full exponent. */
 VECTORISED
-static void widen_float16(float *restrict out, const uint16_t *restrict in, int64_t n) {
+static void widen_float16_portably(float *restrict out, const uint16_t *restrict in, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        uint32_t half = in[i];
-        uint32_t bits = (half & 0x7fffu) << 13;
+        uint32_t half = in[i], bits = (half & 0x7fffu) << 13;
         float value;
         memcpy(&value, &bits, 4);
         value *= 0x1p112f;
@@ -107,160 +154,143 @@ static void widen_float16(float *restrict out, const uint16_t *restrict in, int6
     }
 }
 
-static void floats(partial_t *p, const float *x, int64_t n) {
-    int64_t whole = n - n % LANES;
-    /* Blocks keep the slow path to the neighbourhood of a bad entry, and stay in the first-level cache. */
-    for (int64_t at = 0; at < whole; at += 4096) block(p, x + at, whole - at < 4096 ? whole - at : 4096);
-    block_slowly(p, x + whole, n - whole);
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+__attribute__((target("avx2,f16c")))
+static void widen_float16_f16c(float *restrict out, const uint16_t *restrict in, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(in + i))));
+    widen_float16_portably(out + i, in + i, n - i);
 }
 
-static void chunk(partial_t *p, const void *data, int32_t type, int64_t begin, int64_t n) {
-    float wide[2048];
-    p->n_nan = p->n_inf = p->n_zero = 0;
-    p->min = INFINITY;
-    p->max = -INFINITY;
-    p->sum = p->l1 = p->squares = 0;
-    if (type == FLOAT32) {
-        floats(p, (const float *)data + begin, n);
-    } else if (type == FLOAT64) {
-        const double *x = (const double *)data + begin;
-        for (int64_t i = 0; i < n; i++) add_slowly(p, x[i]);
-    } else {
-        const uint16_t *x = (const uint16_t *)data + begin;
-        for (int64_t at = 0; at < n; at += 2048) {
-            int64_t count = n - at < 2048 ? n - at : 2048;
-            if (type == BFLOAT16) widen_bfloat16(wide, x + at, count);
-            else widen_float16(wide, x + at, count);
-            floats(p, wide, count);
-        }
+static void widen_float16(float *restrict out, const uint16_t *restrict in, int64_t n) {
+    if (__builtin_cpu_supports("avx2")) widen_float16_f16c(out, in, n); /* every such processor has F16C */
+    else widen_float16_portably(out, in, n);
+}
+#else
+#define widen_float16 widen_float16_portably
+#endif
+
+static void summarise_block(summary_t *part, const tensor_t *tensor, int64_t at, int64_t n) {
+    float narrow[BLOCK];
+    double wide[BLOCK];
+    const char *data = (const char *)(intptr_t)tensor->address;
+    const float *x = narrow;
+    if (tensor->type == FLOAT64) {
+        summarise(part, (const double *)data + at, n);
+        return;
+    }
+    if (tensor->type == FLOAT32) x = (const float *)data + at;
+    else if (tensor->type == BFLOAT16) widen_bfloat16(narrow, (const uint16_t *)data + at, n);
+    else widen_float16(narrow, (const uint16_t *)data + at, n);
+    if (summarise_fast(part, x, n)) return;
+    widen_float32(wide, x, n);
+    summarise(part, wide, n);
+}
+
+static void summarise_chunk(summary_t *total, const tensor_t *tensor, int64_t begin) {
+    int64_t end = begin + CHUNK < tensor->numel ? begin + CHUNK : tensor->numel;
+    *total = NOTHING;
+    for (int64_t at = begin; at < end; at += BLOCK) {
+        summary_t part;
+        summarise_block(&part, tensor, at, end - at < BLOCK ? end - at : BLOCK);
+        merge(total, &part);
     }
 }
 
-static double value_at(const void *data, int32_t type, int64_t i) {
-    float wide;
-    if (type == FLOAT32) return ((const float *)data)[i];
-    if (type == FLOAT64) return ((const double *)data)[i];
-    if (type == BFLOAT16) widen_bfloat16(&wide, (const uint16_t *)data + i, 1);
-    else widen_float16(&wide, (const uint16_t *)data + i, 1);
-    return wide;
-}
-
-/* Sum of squares about the mean, or of (x/scale)^2 about mean/scale, over the finite entries. */
-static double spread_about(const void *data, int32_t type, int64_t n, double mean, double scale) {
-    double total = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double x = value_at(data, type, i);
-        if (isfinite(x)) {
-            double d = x / scale - mean / scale;
-            total += d * d;
-        }
+/* For doubles whose squares leave the range of a double: those of the entries times `scale`. */
+static void summarise_scaled(summary_t *total, const tensor_t *tensor, double scale) {
+    const double *x = (const double *)(intptr_t)tensor->address;
+    double scaled[BLOCK];
+    *total = NOTHING;
+    for (int64_t at = 0; at < tensor->numel; at += BLOCK) {
+        int64_t n = tensor->numel - at < BLOCK ? tensor->numel - at : BLOCK;
+        for (int64_t i = 0; i < n; i++) scaled[i] = x[at + i] * scale;
+        summary_t part;
+        summarise(&part, scaled, n);
+        merge(total, &part);
     }
-    return total;
 }
 
 typedef struct {
-    const void *const *data;
-    const int64_t *numel;
-    const int32_t *type;
+    const tensor_t *tensors;
     const int64_t *first_chunk; /* of each tensor; one more entry than tensors */
-    int64_t tensors, chunks;
-    partial_t *partials;
+    int64_t chunks;
+    summary_t *summaries; /* of each chunk */
     atomic_llong next;
 } job_t;
 
-static void *work(void *argument) {
+static void work(void *argument) {
     job_t *job = argument;
-    int64_t tensor = 0;
-    for (;;) {
-        int64_t c = atomic_fetch_add(&job->next, 1);
-        if (c >= job->chunks) return NULL;
-        while (c >= job->first_chunk[tensor + 1]) tensor++;
-        int64_t begin = (c - job->first_chunk[tensor]) * CHUNK;
-        int64_t left = job->numel[tensor] - begin;
-        chunk(&job->partials[c], job->data[tensor], job->type[tensor], begin, left < CHUNK ? left : CHUNK);
+    fenv_t users;
+    fegetenv(&users);
+    fesetenv(FE_DFL_ENV); /* torch.set_flush_denormal must not turn small numbers into zeros here */
+    int64_t tensor = 0, chunk;
+    while ((chunk = atomic_fetch_add(&job->next, 1)) < job->chunks) {
+        while (chunk >= job->first_chunk[tensor + 1]) tensor++;
+        int64_t begin = (chunk - job->first_chunk[tensor]) * CHUNK;
+        summarise_chunk(&job->summaries[chunk], &job->tensors[tensor], begin);
     }
+    fesetenv(&users);
+}
+
+static void write_row(double *row, const tensor_t *tensor, summary_t s) {
+    double largest = fmax(-s.min, s.max), scale = 1;
+    row[0] = (double)tensor->numel;
+    row[1] = (double)s.n_nan;
+    row[2] = (double)s.n_inf;
+    row[3] = (double)s.n_zero;
+    row[8] = row[9] = 0;
+    row[4] = row[5] = row[6] = row[7] = row[10] = NAN;
+    if (!s.finite) return;
+    row[4] = s.min;
+    row[5] = s.max;
+    row[10] = largest;
+    if (largest > 0x1p480 || (largest < 0x1p-480 && largest > 0)) {
+        int exponent;
+        frexp(largest, &exponent);
+        scale = ldexp(1, exponent < -1000 ? 1000 : -exponent);
+        summarise_scaled(&s, tensor, scale);
+    }
+    double n = (double)s.finite;
+    if (row[4] == row[5]) {
+        s.mean = row[4] * scale;
+        s.spread = 0;
+    }
+    row[6] = s.mean / scale;
+    row[7] = sqrt(s.spread / n) / scale;
+    row[8] = s.l1 / scale;
+    row[9] = sqrt(s.spread + n * s.mean * s.mean) / scale;
 }
 
 /* Columns numel, n_nan, n_inf, n_zero, min, max, mean, std, l1, l2, abs_max for each tensor.
  *
- * The variance is first taken from the sums; where it is a small part of the mean square, so that the
- * difference has lost its digits, or the squares have left the range of a double, a second pass takes it
- * about the mean. Returns 0, or -1 without memory.
+ * `parallel` is GOMP_parallel of the OpenMP library that torch computes with, so that its threads are used
+ * and no others, or NULL. Returns 0, or -1 without memory.
  */
-int stepwatch_measure(int64_t tensors, const void *const *data, const int64_t *numel, const int32_t *type,
-                      double *out, int32_t threads) {
-    int64_t *first = malloc((size_t)(tensors + 1) * sizeof *first);
+int stepwatch_measure(int64_t count, const tensor_t *tensors, double *out,
+                      void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    int64_t *first = malloc((size_t)(count + 1) * sizeof *first), entries = 0;
     if (!first) return -1;
     first[0] = 0;
-    for (int64_t t = 0; t < tensors; t++) first[t + 1] = first[t] + (numel[t] + CHUNK - 1) / CHUNK;
-    int64_t chunks = first[tensors];
-    partial_t *partials = malloc((size_t)(chunks + 1) * sizeof *partials);
-    if (!partials) { free(first); return -1; }
-
-    job_t job = {data, numel, type, first, tensors, chunks, partials, 0};
-    pthread_t helpers[MAX_THREADS];
-    int started = 0;
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    int64_t entries = 0;
-    for (int64_t t = 0; t < tensors; t++) entries += numel[t];
-    if (threads > entries / (4 * CHUNK)) threads = (int32_t)(entries / (4 * CHUNK)); /* worth its start */
-    while (started + 1 < threads && pthread_create(&helpers[started], NULL, work, &job) == 0) started++;
-    work(&job);
-    for (int i = 0; i < started; i++) pthread_join(helpers[i], NULL);
-
-    for (int64_t t = 0; t < tensors; t++) {
-        partial_t s = {0, 0, 0, INFINITY, -INFINITY, 0, 0, 0};
-        for (int64_t c = first[t]; c < first[t + 1]; c++) {
-            const partial_t *p = &partials[c];
-            s.n_nan += p->n_nan;
-            s.n_inf += p->n_inf;
-            s.n_zero += p->n_zero;
-            if (p->min < s.min) s.min = p->min;
-            if (p->max > s.max) s.max = p->max;
-            s.sum += p->sum;
-            s.l1 += p->l1;
-            s.squares += p->squares;
-        }
-        double *row = out + t * 11;
-        double n = (double)(numel[t] - s.n_nan - s.n_inf);
-        row[0] = (double)numel[t];
-        row[1] = (double)s.n_nan;
-        row[2] = (double)s.n_inf;
-        row[3] = (double)s.n_zero;
-        if (n == 0) {
-            row[4] = row[5] = row[6] = row[7] = row[10] = NAN;
-            row[8] = row[9] = 0;
-            continue;
-        }
-        double largest = fmax(fabs(s.min), fabs(s.max));
-        double mean = s.sum / n;
-        double mean_square = s.squares / n;
-        double variance = mean_square - mean * mean;
-        double l2 = sqrt(s.squares);
-        int out_of_range = !isfinite(s.squares) || !isfinite(s.sum) || (largest > 0 && s.squares < 1e-280);
-        if (out_of_range) {
-            if (!isfinite(s.sum)) {
-                mean = 0;
-                for (int64_t i = 0; i < numel[t]; i++) {
-                    double x = value_at(data[t], type[t], i);
-                    if (isfinite(x)) mean += x / n;
-                }
-            }
-            l2 = largest * sqrt(spread_about(data[t], type[t], numel[t], 0, largest));
-            row[7] = largest * sqrt(spread_about(data[t], type[t], numel[t], mean, largest) / n);
-        } else if (variance < 1e-4 * mean_square) {
-            row[7] = s.min == s.max ? 0 : sqrt(spread_about(data[t], type[t], numel[t], mean, 1) / n);
-        } else {
-            row[7] = sqrt(variance);
-        }
-        row[4] = s.min;
-        row[5] = s.max;
-        row[6] = mean;
-        row[8] = s.l1;
-        row[9] = l2;
-        row[10] = largest;
+    for (int64_t t = 0; t < count; t++) {
+        first[t + 1] = first[t] + (tensors[t].numel + CHUNK - 1) / CHUNK;
+        entries += tensors[t].numel;
     }
-    free(partials);
+    summary_t *summaries = malloc((size_t)(first[count] + 1) * sizeof *summaries);
+    if (!summaries) {
+        free(first);
+        return -1;
+    }
+    job_t job = {tensors, first, first[count], summaries, 0};
+    if (parallel && entries >= WORTH_THREADS) parallel(work, &job, 0, 0);
+    else work(&job);
+    for (int64_t t = 0; t < count; t++) {
+        summary_t total = NOTHING;
+        for (int64_t c = first[t]; c < first[t + 1]; c++) merge(&total, &summaries[c]);
+        write_row(out + t * COLUMNS, &tensors[t], total);
+    }
+    free(summaries);
     free(first);
     return 0;
 }

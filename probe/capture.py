@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 from torch import nn
 
-from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
-
-_WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+_WRAPPER_SEGMENT = re.compile(
+    r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)"
+)
 _PROBED_INDICES = range(4)
 
 
@@ -143,9 +144,7 @@ class ModelCapture:
         origin = self._origin(path, module_type, direction)
         name = path or self.prefix
         return any(
-            self._registry.saved(
-                self._registry.of_tensor(f"{name}_{direction}_{index}", origin.collections)
-            )
+            self._registry.saved(self._registry.of_tensor(f"{name}_{direction}_{index}", origin.collections))
             for index in _PROBED_INDICES
         )
 

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-
 from stepwatch.probe.collections import RELU_TYPES
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import fetch_later
+from torch import nn
 
 SILENCE_WINDOWS = (10, 50)
 MAX_CLASSES = 1000

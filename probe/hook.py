@@ -13,8 +13,6 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import torch
-from torch import nn
-
 from stepwatch.probe import lifecycle, losses
 from stepwatch.probe.capture import ModelCapture, Origin, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
@@ -30,6 +28,7 @@ from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
+from torch import nn
 
 if TYPE_CHECKING:
     from stepwatch.rules.actions import Action
@@ -226,8 +225,7 @@ class Hook:
                 self._loss_modules.add(id(loss_fn))
                 self._handles.append(loss_fn.register_forward_hook(self._after_loss))
         elif callable(loss_fn):
-            name = getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_")
-            self._loss_name = name if name.lower().endswith("loss") else f"{name}_loss"
+            self._loss_name = loss_name(getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_"))
         else:
             raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a module or a function")
 
@@ -364,7 +362,7 @@ class Hook:
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         record = self._steps.record
         if record is not None and isinstance(loss, torch.Tensor) and not loss.requires_grad:
-            self._tensors.see_loss(record, "loss_output_0", loss, None)
+            self._add_loss(record, "loss_output_0", loss, None)
 
     @_guarded
     def _see_call(
@@ -381,9 +379,9 @@ class Hook:
     @_guarded
     def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
         record = self._current()
-        name = type(module).__name__
+        name = loss_name(type(module).__name__)
         for index, loss in enumerate(flatten(output)):
-            self._tensors.see_loss(record, f"{name}_output_{index}", loss, name)
+            self._add_loss(record, f"{name}_output_{index}", loss, type(module).__name__)
         if record.due and record.mode in TRAINING and record.backwards == 0:
             self._tensors.see_labels(record, f"{name}_input_1", module, args)
 
@@ -395,7 +393,7 @@ class Hook:
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
             # Of several optimizers, the loss belongs to the one whose turn it is.
             turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
-            self._tensors.see_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
+            self._add_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
         self._steps.clock.begin("backward_ns")
 
     @_guarded
@@ -437,6 +435,11 @@ class Hook:
         if optimizer is self._optimizers[0]:
             self._tensors.disarm()
             self._steps.updated()
+
+    def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
+        self._tensors.see_loss(record, name, loss, module_type)
+        if record.mode in TRAINING and not record.finite:
+            self._steps.save_densely()
 
     def _see_gradients(self, record: OpenRecord, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -508,6 +511,11 @@ def _named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]
         yield from ((None, each) for each in model)
     else:
         yield None, model  # type: ignore[misc]
+
+
+def loss_name(name: str) -> str:
+    """Name of a loss in tensor names: it says that it is one, as smdebug's expression wants."""
+    return name if name.lower().endswith("loss") else f"{name}_loss"
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

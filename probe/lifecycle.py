@@ -72,9 +72,7 @@ def _at_exit() -> None:
         close_all("finished")
 
 
-def _note_exception(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def _note_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     _failure.append(describe_exception(kind, error))
     _previous_excepthook(kind, error, traceback)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -9,10 +10,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from stepwatch.probe.modes import ModeKeys
 from stepwatch.probe.store.records import StepRecord
-
 
 
 class Pending(Protocol):
@@ -34,6 +33,7 @@ class OpenRecord:
         ended: whether its step is over; what is logged now still belongs to it.
         timing: nanoseconds of its phases, once it has ended.
         forwards, backwards: passes seen so far.
+        finite: whether every loss that is known on the host is finite.
     """
 
     def __init__(self, step: int, mode: ModeKeys, mode_step: int, *, due: frozenset[str]) -> None:
@@ -46,6 +46,7 @@ class OpenRecord:
         self.timing: dict[str, int] = {}
         self.forwards = 0
         self.backwards = 0
+        self.finite = True
         self.time_ns = time.time_ns()
         self._statistics: list[tuple[Sequence[str], Pending]] = []
         self._derived: list[tuple[str, str, Callable[[], NDArray[np.float64] | None]]] = []
@@ -70,7 +71,10 @@ class OpenRecord:
         detached = value.detach()
         if detached.numel() != 1:
             detached = detached.float().mean()
-        self._losses.setdefault(name, []).append(_keep(detached))
+        kept = _keep(detached)
+        if isinstance(kept, float) and not math.isfinite(kept):
+            self.finite = False
+        self._losses.setdefault(name, []).append(kept)
 
     def has_loss(self) -> bool:
         """Whether a loss was captured."""
@@ -79,6 +83,7 @@ class OpenRecord:
     def drop_losses(self) -> None:
         """Forget the losses: the step they led to was skipped."""
         self._losses.clear()
+        self.finite = True
 
     def add_scalar(self, name: str, value: Scalar) -> None:
         """A logged scalar; of one name the last counts."""
@@ -92,7 +97,7 @@ class OpenRecord:
 
     def close(self, intern: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StepRecord:
         """The finished record; what is still on a device is fetched by its ``resolve``."""
-        scalars = _ScalarFetch(self._losses, dict(self._scalars))
+        scalars = _ScalarFetch(self._losses, dict(self._scalars), self.backwards)
         statistics, derived, values = self._statistics, self._derived, self._values
 
         def resolve(record: StepRecord) -> None:
@@ -120,9 +125,13 @@ class OpenRecord:
 
 
 class _ScalarFetch:
-    """Losses and scalars of one step; those on an accelerator are copied without waiting for it."""
+    """Losses and scalars of one step; those on an accelerator are copied without waiting for it.
 
-    def __init__(self, losses: dict[str, list[Scalar]], scalars: dict[str, Scalar]) -> None:
+    Of more losses than backward passes, the ones that are not finite were left out by the script itself.
+    """
+
+    def __init__(self, losses: dict[str, list[Scalar]], scalars: dict[str, Scalar], backwards: int) -> None:
+        self._backwards = backwards
         self._names = [(name, len(parts)) for name, parts in losses.items()]
         self._names += [(name, 1) for name in scalars]
         flat = [value for parts in losses.values() for value in parts] + list(scalars.values())
@@ -149,7 +158,10 @@ class _ScalarFetch:
                 self._flat[index] = value
         found, at = [], 0
         for name, count in self._names:
-            found.append((name, float(sum(self._flat[at : at + count]) / count)))
+            parts = self._flat[at : at + count]
+            if count > self._backwards > 0:
+                parts = [part for part in parts if math.isfinite(part)] or parts
+            found.append((name, float(sum(parts) / len(parts))))
             at += count
         return found
 
@@ -165,4 +177,3 @@ def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
         return host.numpy()
     except TypeError:
         return host.float().numpy()  # bfloat16 and float8 have no counterpart in NumPy
-

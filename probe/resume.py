@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-
 import torch
-
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 
@@ -50,5 +48,3 @@ def _recorded_steps(run_dir: Path, rank: int) -> int:
         return 0
     steps = [row["step"] for row in recorded.to_pylist() if row["mode"] in ("TRAIN", "GLOBAL")]
     return max(steps) + 1 if steps else 0
-
-

@@ -12,6 +12,7 @@ from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.timeline import StepClock
 
+DENSE_STEPS = 5
 TRAINING = (ModeKeys.TRAIN, ModeKeys.GLOBAL)
 
 
@@ -48,6 +49,7 @@ class StepTracker:
         self._hand_over = submit
         self._mode_steps: dict[ModeKeys, int] = {}
         self._suspended: OpenRecord | None = None
+        self._dense_until = 0
 
     def start_at(self, step: int) -> None:
         """The job resumes with this many optimizer steps done."""
@@ -106,6 +108,13 @@ class StepTracker:
             record.end({})
             self._submit(record)
 
+    def save_densely(self) -> None:
+        """Something is wrong: save what is left of this step, and the next steps, whatever the schedule."""
+        everything = frozenset(self._registry.included)
+        if self.record is not None:
+            self.record.due = everything
+        self._dense_until = self.step + DENSE_STEPS
+
     def finish_idle(self, seconds: float) -> None:
         """Hand over a record whose step ended that long ago, so that a pause between steps loses nothing."""
         record = self.record
@@ -136,6 +145,8 @@ class StepTracker:
         self.clock.restart()
 
     def _due(self, mode: ModeKeys, mode_step: int) -> frozenset[str]:
+        if mode in TRAINING and self.step < self._dense_until:
+            return frozenset(self._registry.included)
         config = self._save_config.get_save_config(mode)
         due = False
         if config is not None and config.governed:

@@ -48,9 +48,7 @@ class Stopper:
         ValueError: a ``style`` that is not "raise", "flag" or a callable.
     """
 
-    def __init__(
-        self, run_dir: Path, rank: int, style: StopStyle, checkpoint: Checkpoint | None
-    ) -> None:
+    def __init__(self, run_dir: Path, rank: int, style: StopStyle, checkpoint: Checkpoint | None) -> None:
         if style not in ("raise", "flag") and not callable(style):
             raise ValueError(f"stop is {style!r}; expected 'raise', 'flag' or a callable")
         self._run_dir = run_dir

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-
 from stepwatch.probe.capture import ModelCapture, Origin
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.derived import DerivedQuantities
@@ -17,6 +15,7 @@ from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import COUNT_COLUMNS
+from torch import nn
 
 
 class _Parameter(NamedTuple):
@@ -216,7 +215,9 @@ class TensorRecorder:
 class _Unscaled:
     """Statistics of scaled gradients, brought back to the gradients' own scale."""
 
-    def __init__(self, pending: PendingStatistics, scale: torch.Tensor, overflow: torch.Tensor | None) -> None:
+    def __init__(
+        self, pending: PendingStatistics, scale: torch.Tensor, overflow: torch.Tensor | None
+    ) -> None:
         self._pending = pending
         self._scale = scale.detach().clone()
         self._overflow = overflow.detach().clone() if overflow is not None else None

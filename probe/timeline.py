@@ -14,16 +14,16 @@ class StepClock:
     may return before the device is done.
     """
 
-    __slots__ = ("_began", "_marks", "phases")
+    __slots__ = ("_began", "_latest", "_marks", "phases")
 
     def __init__(self) -> None:
-        self._began = perf_counter_ns()
+        self._began = self._latest = perf_counter_ns()
         self._marks: dict[str, int] = {}
         self.phases: dict[str, int] = {}
 
     def restart(self) -> None:
         """A new step begins now."""
-        self._began = perf_counter_ns()
+        self._began = self._latest = perf_counter_ns()
         self._marks.clear()
         self.phases.clear()
 
@@ -38,12 +38,13 @@ class StepClock:
         """The phase ends now; without a beginning nothing is recorded."""
         began = self._marks.pop(phase, None)
         if began is not None:
-            self.phases[phase] = self.phases.get(phase, 0) + perf_counter_ns() - began
+            self._latest = perf_counter_ns()
+            self.phases[phase] = self.phases.get(phase, 0) + self._latest - began
 
     def add_hook(self, since_ns: int) -> None:
         """The hook itself was at work since then (``perf_counter_ns``)."""
         self.phases["hook_ns"] = self.phases.get("hook_ns", 0) + perf_counter_ns() - since_ns
 
     def finish(self) -> dict[str, int]:
-        """The step ends now: its phases and its duration."""
-        return {**self.phases, "duration_ns": perf_counter_ns() - self._began}
+        """The step is over: its phases and its duration, up to the end of its latest phase."""
+        return {**self.phases, "duration_ns": self._latest - self._began}

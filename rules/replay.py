@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from stepwatch.cli.demo.digits import Digits, few_labels_wrong, mostly_one_class, shuffled_labels
 from torch import nn
 from torch.nn import functional
-
-from stepwatch.cli.demo.digits import Digits, few_labels_wrong, mostly_one_class, shuffled_labels
 
 
 class Net(nn.Module):
@@ -67,7 +66,14 @@ def net_with_dead_units() -> nn.Module:
 
 def wide_net() -> nn.Module:
     """More capacity than a handful of images can fill."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
+
+
+def linear_net() -> nn.Module:
+    """Softmax regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -75,9 +81,13 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-3)
 
 
-def sgd(rate: float, momentum: float = 0.9) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def sgd(
+    rate: float, momentum: float = 0.9, weight_decay: float = 0.0
+) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Makes SGD with this rate."""
-    return lambda model: torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    return lambda model: torch.optim.SGD(
+        model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay
+    )
 
 
 @dataclass(frozen=True)
@@ -146,17 +156,17 @@ FAULTS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "oscillating",
-        "the learning rate is too high to settle and too low to diverge",
+        "the learning rate is 5 instead of 0.05: too high to settle and, with weight decay, not enough to diverge",
         ("OscillatingLoss",),
-        optimizer=sgd(0.35),
-        batch_size=718,
-        epochs=200,
+        model=linear_net,
+        optimizer=sgd(5.0, momentum=0.0, weight_decay=0.05),
     ),
     Scenario(
         "stalled",
         "the labels were shuffled and no longer belong to their images",
         ("StalledLoss",),
         data=shuffled_labels,
+        optimizer=sgd(0.01),
     ),
     Scenario(
         "imbalance",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.schema import TABLES
 from stepwatch.probe.store.tables import write_parquet
@@ -42,7 +41,8 @@ class FindingLog:
         now = time.time_ns()
         schema = TABLES["findings"]
         full = [
-            {**dict.fromkeys(schema.names), "time_ns": now, "judged_by": self._judged_by, **row} for row in rows
+            {**dict.fromkeys(schema.names), "time_ns": now, "judged_by": self._judged_by, **row}
+            for row in rows
         ]
         sink = pa.BufferOutputStream()
         write_parquet(pa.Table.from_pylist(full, schema=schema), sink)

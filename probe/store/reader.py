@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import is_alive
@@ -185,7 +184,9 @@ class Trace:
         wanted = list(schema.names if columns is None else columns)
         for column in wanted:
             if column not in (*schema.names, "rank"):
-                raise ValueError(f"{name} has no column {column!r}; expected one of {', '.join(schema.names)}")
+                raise ValueError(
+                    f"{name} has no column {column!r}; expected one of {', '.join(schema.names)}"
+                )
         read = list(dict.fromkeys([*(c for c in wanted if c != "rank"), "step", "mode"]))
         condition = _condition(steps, modes, names)
         pieces = []

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
 from stepwatch.probe.store.compaction import PartStore
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import process_identity
@@ -319,5 +318,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-

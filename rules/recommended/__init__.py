@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from stepwatch.rules.recommended.activations import DeadRelu
+from stepwatch.rules.recommended.data import ClassImbalance
+from stepwatch.rules.recommended.generalisation import Overfit
+from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
+from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
+from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
-RECOMMENDED: tuple[type[Rule], ...] = ()
+RECOMMENDED: tuple[type[Rule], ...] = (
+    ExplodingTensor,
+    DivergingLoss,
+    VanishingGradient,
+    DeadRelu,
+    PoorWeightInitialization,
+    UnchangedTensor,
+    StalledLoss,
+    LossNotDecreasing,
+    OscillatingLoss,
+    Overfit,
+    ClassImbalance,
+)
+"""In the order in which they are reported: what corrupts first, what wastes time after it."""

@@ -1,0 +1,106 @@
+"""Rules about the data that a model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.recommended.series import positive
+from stepwatch.rules.rule import Rule
+from stepwatch.rules.step import Step
+
+
+class ClassImbalance(Rule):
+    """Rare classes are given up: the model predicts the frequent ones in their place.
+
+    Imbalance alone is a property of the data, and no fault where the rare classes are learnt. From the labels
+    and predictions of training batches after the first ``warm_up`` steps, a class is rare when it has at most
+    1 / ``imbalance`` of the samples of the most frequent one. It fires when the rare classes together, with at
+    least ``samples`` samples, are predicted right in less than ``recall`` of the cases while the frequent
+    class is right in more than 80 %. Older samples fade (by half every 200 saved steps).
+
+    Args:
+        imbalance: ratio between the most frequent class and a rare one.
+        recall: share of rare samples predicted right below which they are given up, in (0, 1).
+        samples: samples of rare classes before it judges.
+        warm_up: steps before which predictions do not count.
+    """
+
+    severity = Severity.WARNING
+    derived = ("class_counts",)
+
+    def __init__(
+        self, *, imbalance: float = 10.0, recall: float = 0.2, samples: int = 20, warm_up: int = 100
+    ) -> None:
+        positive("imbalance", imbalance)
+        positive("samples", samples)
+        if not 0 < recall < 1:
+            raise ValueError(f"recall is {recall}; expected a number in (0, 1)")
+        self.imbalance = imbalance
+        self.recall = recall
+        self.samples = samples
+        self.warm_up = warm_up
+        self._name = ""
+        self._counts: NDArray[np.float64] | None = None
+        self._steps: list[int] = []
+        self._margin = 0.0
+        self._fired = False
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        if not step.training or self._fired or step.step < self.warm_up:
+            return
+        for (name, quantity), vector in step.derived.items():
+            if quantity == "class_counts" and (not self._name or name == self._name):
+                self._name = name
+                new = vector.reshape(2, -1)
+                same = self._counts is not None and self._counts.shape == new.shape
+                self._counts = self._counts * 0.5 ** (1 / 200) + new if same else new.copy()  # type: ignore[operator]
+                self._steps.append(step.step)
+                yield from self._judge(step)
+
+    def _judge(self, step: Step) -> Iterator[Finding]:
+        assert self._counts is not None
+        labels, right = self._counts
+        most = int(labels.argmax())
+        rare = np.flatnonzero((labels > 0) & (labels <= labels[most] / self.imbalance))
+        total = float(labels[rare].sum())
+        if total < self.samples:
+            return
+        recall = float(right[rare].sum() / total)
+        self._margin = max(self._margin, self.recall / max(recall, 1e-3))
+        if recall < self.recall and right[most] > 0.8 * labels[most]:
+            self._fired = True
+            ratio = labels[most] / labels[rare].min()
+            listed = ", ".join(str(int(c)) for c in rare[:10]) + ("..." if len(rare) > 10 else "")
+            yield self.finding(
+                step,
+                first_step=self._steps[0],
+                tensors=[self._name],
+                value=recall,
+                threshold=self.recall,
+                message=f"the rare classes ({listed}) are predicted right in {100 * recall:.0f} % of their "
+                f"samples, class {most} in {100 * right[most] / labels[most]:.0f} %; it is up to "
+                f"{ratio:.0f} times as frequent",
+                suggestion="weight the loss by class, sample rare classes more often, and judge by recall per "
+                "class instead of accuracy",
+                evidence={"series": [self._name], "quantity": "class_counts", "unit": "samples"},
+            )
+
+    def coverage(self) -> Coverage:
+        """See the base class."""
+        missing: tuple[str, ...] = ()
+        if self._counts is None:
+            missing = (f"no labels of a cross-entropy loss were recorded after step {self.warm_up}",)
+        return Coverage(
+            decided=not missing,
+            steps=len(self._steps),
+            first_step=self._steps[0] if self._steps else None,
+            last_step=self._steps[-1] if self._steps else None,
+            tensors=1 if self._name else 0,
+            missing=missing,
+            margin=self._margin,
+            closest=self._name,
+        )

@@ -1,0 +1,194 @@
+"""The training loss as a series, and robust measures of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from stepwatch.rules.finding import Coverage
+from stepwatch.rules.step import Step
+
+
+class TrainingLoss:
+    """The loss of a run, step by step.
+
+    Several training losses (a GAN's, a distillation's) have no common meaning of falling or rising; then
+    there is no main loss, and rules about it stay silent.
+
+    Attributes:
+        name: the series.
+        steps, values: what was seen of it, non-finite values included.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.steps: list[int] = []
+        self.values: list[float] = []
+        self._names: set[str] = set()
+
+    def observe(self, step: Step) -> float | None:
+        """The loss of this step, or None where it has none of its own."""
+        losses = step.train_losses()
+        if not losses:
+            return None
+        captured = {name: value for name, value in losses.items() if name.endswith("_output_0")} or losses
+        self._names |= captured.keys()
+        if len(captured) > 1 or self.several:
+            return None
+        self.name, value = next(iter(captured.items()))
+        self.steps.append(step.step)
+        self.values.append(value)
+        return value
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one training loss."""
+        return len(self._names) > 1
+
+    def missing(self, needed: int) -> tuple[str, ...]:
+        """Why there is no verdict yet, for a rule that needs this many steps."""
+        if self.several:
+            return (f"several training losses ({', '.join(sorted(self._names))}): no main one",)
+        if not self.values:
+            return ("no training loss was recorded",)
+        if len(self.values) < needed:
+            return (f"{len(self.values)} steps with a loss; at least {needed} are needed",)
+        return ()
+
+    def coverage(self, needed: int, margin: float | None = None, closest: str = "") -> Coverage:
+        """Coverage of a rule that judges this series once it has ``needed`` steps."""
+        missing = self.missing(needed)
+        return Coverage(
+            decided=not missing,
+            steps=len(self.values),
+            first_step=self.steps[0] if self.steps else None,
+            last_step=self.steps[-1] if self.steps else None,
+            tensors=min(len(self._names), 1),
+            missing=missing,
+            margin=margin,
+            closest=closest,
+        )
+
+
+class LabelCounts:
+    """How often each class was seen as a label of the classifier's loss, where that is recorded."""
+
+    def __init__(self) -> None:
+        self._counts: NDArray[np.float64] | None = None
+
+    def observe(self, step: Step) -> None:
+        """Take note of a step's ``class_counts``."""
+        for (_, quantity), vector in step.derived.items():
+            if quantity == "class_counts":
+                labels = vector[: len(vector) // 2]
+                if self._counts is None or self._counts.shape != labels.shape:
+                    self._counts = np.zeros_like(labels)
+                self._counts += labels
+
+    def loss_of_guessing(self) -> float | None:
+        """Entropy of the label frequencies in nats: the cross-entropy of a model that knows nothing else.
+
+        None before 100 labels were seen, or where nearly all are of one class.
+        """
+        if self._counts is None or self._counts.sum() < 100:
+            return None
+        shares = self._counts[self._counts > 0] / self._counts.sum()
+        entropy = float(-(shares * np.log(shares)).sum())
+        return entropy if entropy > 0.1 else None
+
+
+class RisingRate:
+    """Whether the learning rate is still being warmed up."""
+
+    def __init__(self) -> None:
+        self._highest = -math.inf
+
+    def observe(self, step: Step) -> bool:
+        """True where this step's rate is higher than all before it (not at the first one)."""
+        rates = [value for name, value in step.scalars.items() if name.startswith("learning_rate")]
+        if not rates:
+            return False
+        rising = -math.inf < self._highest < max(rates)
+        self._highest = max(self._highest, *rates)
+        return rising
+
+
+class EvalCurve:
+    """The evaluation loss: one point per evaluation, the mean of its batches.
+
+    Attributes:
+        name: the series.
+        steps, values: global step and mean loss of each finished evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.steps: list[int] = []
+        self.values: list[float] = []
+        self._open: list[float] = []
+        self._open_step = -1
+
+    def observe(self, step: Step) -> bool:
+        """Take note of a step; True when it finishes an evaluation (the next training step does)."""
+        losses = step.eval_losses()
+        finished = bool(self._open) and (step.training or step.step != self._open_step)
+        if finished:
+            self.steps.append(self._open_step)
+            self.values.append(float(np.mean(self._open)))
+            self._open = []
+        if losses:
+            name, value = next(iter(losses.items()))
+            self.name = self.name or name
+            if name == self.name:
+                self._open.append(value)
+                self._open_step = step.step
+        return finished
+
+
+def noise_of(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Standard deviation of the noise of a series around a slow trend.
+
+    From the median absolute second difference: a linear trend drops out, and white noise of deviation s has
+    second differences of deviation s * sqrt(6). 1.4826 makes the median absolute deviation of a normal
+    distribution its standard deviation.
+    """
+    if len(values) < 4:
+        return 0.0
+    second = np.diff(np.asarray(values, dtype=np.float64), n=2)
+    return float(1.4826 * np.median(np.abs(second)) / math.sqrt(6))
+
+
+def block_medians(values: Sequence[float], blocks: int) -> NDArray[np.float64]:
+    """Medians of equally long stretches of a series; float64 [blocks]."""
+    return np.array([np.median(part) for part in np.array_split(np.asarray(values), blocks)])
+
+
+def trend_z(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Mann-Kendall test for a trend: standard score, positive for a rise.
+
+    Kendall's S over its deviation sqrt(n(n-1)(2n+5)/18) without ties (Mann 1945, Kendall 1975).
+    """
+    series = np.asarray(values, dtype=np.float64)
+    n = len(series)
+    if n < 3:
+        return 0.0
+    sign = np.sign(series[None, :] - series[:, None])
+    s = float(np.triu(sign, 1).sum())
+    return (s - np.sign(s)) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+
+
+def positive(name: str, value: float) -> None:
+    """Check a parameter.
+
+    Raises:
+        ValueError: it is not above zero.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; expected more than 0")
+
+
+def spell(value: float) -> str:
+    """A number as a person writes it: four significant digits."""
+    return f"{value:.4g}"
