@@ -11,9 +11,7 @@ import torch
 from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 from torch import nn
 
-_WRAPPER_SEGMENT = re.compile(
-    r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)"
-)
+_WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 _PROBED_INDICES = range(4)
 
 

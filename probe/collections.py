@@ -50,32 +50,11 @@ _NAME_PATTERNS: dict[str, str] = {
 }
 
 ACTIVATION_TYPES: frozenset[str] = frozenset(
-    [
-        "ReLU",
-        "ReLU6",
-        "LeakyReLU",
-        "PReLU",
-        "RReLU",
-        "Threshold",
-        "ELU",
-        "SELU",
-        "CELU",
-        "GELU",
-        "SiLU",
-        "Mish",
-        "Hardswish",
-        "Hardtanh",
-        "Hardsigmoid",
-        "Sigmoid",
-        "Tanh",
-        "LogSigmoid",
-        "Softplus",
-        "Softsign",
-        "Softshrink",
-        "Hardshrink",
-        "Tanhshrink",
-        "GLU",
-    ]
+    (
+        *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "Threshold", "ELU", "SELU", "CELU", "GELU", "SiLU"),
+        *("Mish", "Hardswish", "Hardtanh", "Hardsigmoid", "Sigmoid", "Tanh", "LogSigmoid", "Softplus"),
+        *("Softsign", "Softshrink", "Hardshrink", "Tanhshrink", "GLU"),
+    )
 )
 """Module types whose outputs form the collection ``activations``."""
 
@@ -140,17 +119,13 @@ class CollectionRegistry:
     Raises ValueError for a collection that is included but unknown and has no expression.
     """
 
-    def __init__(
-        self, include: Iterable[str | Collection] | None, include_regex: Iterable[str] | None
-    ) -> None:
+    def __init__(self, include: Iterable[str | Collection] | None, include_regex: Iterable[str] | None) -> None:
         self._collections = {name: Collection(name, [pattern]) for name, pattern in _NAME_PATTERNS.items()}
         included = list(DEFAULT_COLLECTIONS if include is None else include)
         for entry in included:
             if isinstance(entry, Collection):
                 self.add(entry)
-        self.included: set[str] = {
-            entry.name if isinstance(entry, Collection) else entry for entry in included
-        }
+        self.included: set[str] = {entry.name if isinstance(entry, Collection) else entry for entry in included}
         self.included.add(CollectionKeys.LOSSES)
         if include_regex:
             patterns = [include_regex] if isinstance(include_regex, str) else list(include_regex)

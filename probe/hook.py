@@ -60,7 +60,7 @@ def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[
         finally:
             self._steps.clock.add_hook(began)
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 class Hook:

@@ -71,7 +71,5 @@ def _action(action: str | Action, stop: Callable[[str], None]) -> Action:
     if isinstance(action, str):
         if action.startswith(("http://", "https://")):
             return WebhookAction(action)
-        raise ValueError(
-            f"action {action!r} is unknown; expected 'stop', a webhook's URL or an action object"
-        )
+        raise ValueError(f"action {action!r} is unknown; expected 'stop', a webhook's URL or an action object")
     return action

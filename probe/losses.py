@@ -79,9 +79,7 @@ def _install() -> None:
         return scaled
 
     @functools.wraps(step)
-    def heard_step(
-        self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
-    ) -> Any:
+    def heard_step(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         before = [(listener, listener.steps_of(optimizer)) for listener in _listeners]
         result = step(self, optimizer, *args, **kwargs)
         for listener, count in before:

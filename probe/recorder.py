@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.statistics import fetch_later
 from stepwatch.probe.store.records import StepRecord
 
 
@@ -136,25 +137,15 @@ class _ScalarFetch:
         self._names += [(name, 1) for name in scalars]
         flat = [value for parts in losses.values() for value in parts] + list(scalars.values())
         self._flat: list[Any] = list(flat)
-        self._event: torch.cuda.Event | None = None
         remote = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
         self._remote = remote
-        self._host: torch.Tensor | None = None
+        self._fetch: Callable[[], torch.Tensor] | None = None
         if remote:
-            stacked = torch.stack([flat[i].reshape(()).double() for i in remote])  # type: ignore[union-attr]
-            if stacked.is_cuda:
-                self._host = torch.empty(len(remote), dtype=torch.float64, pin_memory=True)
-                self._host.copy_(stacked, non_blocking=True)
-                self._event = torch.cuda.Event()
-                self._event.record()
-            else:
-                self._host = stacked
+            self._fetch = fetch_later(torch.stack([self._flat[i].reshape(()).double() for i in remote]))
 
     def result(self) -> list[tuple[str, float]]:
-        if self._event is not None:
-            self._event.synchronize()
-        if self._host is not None:
-            for index, value in zip(self._remote, self._host.tolist(), strict=True):
+        if self._fetch is not None:
+            for index, value in zip(self._remote, self._fetch().tolist(), strict=True):
                 self._flat[index] = value
         found, at = [], 0
         for name, count in self._names:

@@ -27,9 +27,7 @@ class SystemSampler:
         tick: other work for the same thread; its errors are its own business.
     """
 
-    def __init__(
-        self, interval: float, submit: Callable[[list[Row]], None], tick: Callable[[], None]
-    ) -> None:
+    def __init__(self, interval: float, submit: Callable[[list[Row]], None], tick: Callable[[], None]) -> None:
         if interval < 0:
             raise ValueError(f"system_interval is {interval}; expected seconds, 0 or more")
         self._interval = interval
@@ -62,10 +60,9 @@ class SystemSampler:
 
 
 def _read(source: Callable[[], Iterator[tuple[str, str, float]]]) -> list[tuple[str, str, float]]:
-    rows = []
+    rows: list[tuple[str, str, float]] = []
     try:
-        for row in source():
-            rows.append(row)
+        rows.extend(source())
     except (psutil.Error, OSError, RuntimeError) as error:
         log.debug("a system metric cannot be read: %s", error)
     return rows

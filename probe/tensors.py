@@ -215,9 +215,7 @@ class TensorRecorder:
 class _Unscaled:
     """Statistics of scaled gradients, brought back to the gradients' own scale."""
 
-    def __init__(
-        self, pending: PendingStatistics, scale: torch.Tensor, overflow: torch.Tensor | None
-    ) -> None:
+    def __init__(self, pending: PendingStatistics, scale: torch.Tensor, overflow: torch.Tensor | None) -> None:
         self._pending = pending
         self._scale = scale.detach().clone()
         self._overflow = overflow.detach().clone() if overflow is not None else None

@@ -46,9 +46,7 @@ class StopAction:
 
     name = "stop"
 
-    def __init__(
-        self, stop: Callable[[str], None] | None = None, at_least: Severity = Severity.ERROR
-    ) -> None:
+    def __init__(self, stop: Callable[[str], None] | None = None, at_least: Severity = Severity.ERROR) -> None:
         self._stop = stop
         self.at_least = at_least
 

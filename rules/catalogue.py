@@ -84,9 +84,7 @@ def resolve(name: str) -> list[RuleSpec]:
     if found is None:
         spelled = {key.lower(): key for key in (*known_rules(), *RULE_SETS)}
         near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {spelled[near[0]]}?" if near else f"expected one of {', '.join(spelled.values())}"
-        )
+        hint = f"did you mean {spelled[near[0]]}?" if near else f"expected one of {', '.join(spelled.values())}"
         raise RuleError(f"unknown rule {name!r}; {hint}")
     return found
 
@@ -169,11 +167,7 @@ def _load(name: str) -> type[Rule]:
         raise RuleError(f"{place} cannot be loaded: {type(error).__name__}: {error}") from None
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Rule)):
-        here = [
-            k
-            for k, v in vars(module).items()
-            if isinstance(v, type) and issubclass(v, Rule) and v is not Rule
-        ]
+        here = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Rule) and v is not Rule]
         raise RuleError(f"{place} has no rule {class_name!r}; it has: {', '.join(here) or 'none'}")
     if inspect.isabstract(found):
         raise RuleError(f"{name} is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")

@@ -82,9 +82,7 @@ class Engine:
             evaluations = self._ranks[rank] = [_Evaluation(spec.build()) for spec in self._specs]
         return evaluations
 
-    def _ask(
-        self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]
-    ) -> list[Finding]:
+    def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:
         try:
             found = list(question(evaluation.rule) or ())
         except Exception as error:

@@ -91,7 +91,8 @@ def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     column = rows[name]
     if name == "mode":
         column = pc.index_in(column, pa.array(_MODES))
-    return column.to_numpy()
+    numbers: NDArray[np.int64] = column.to_numpy()
+    return numbers
 
 
 class StepStream:

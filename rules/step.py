@@ -13,9 +13,7 @@ from stepwatch.probe.store.schema import STAT_COLUMNS
 
 _LOSS_NAME = re.compile(r"(?:^|[^a-z])loss(?:es)?(?:$|[^a-z])", re.IGNORECASE)
 _CAPTURED_LOSS_NAME = re.compile(r"[Ll]oss_(?!input).*output")
-_EVAL_NAME = re.compile(
-    r"(?:^|[^a-z])(?:val|valid|validation|eval|evaluation|dev|test)(?:$|[^a-z])", re.IGNORECASE
-)
+_EVAL_NAME = re.compile(r"(?:^|[^a-z])(?:val|valid|validation|eval|evaluation|dev|test)(?:$|[^a-z])", re.IGNORECASE)
 
 
 class TensorSet:
@@ -110,9 +108,7 @@ class Step:
         """Training losses of this step by series name."""
         if not self.training:
             return {}
-        return {
-            name: value for name, value in self.scalars.items() if is_loss(name) and not is_eval_name(name)
-        }
+        return {name: value for name, value in self.scalars.items() if is_loss(name) and not is_eval_name(name)}
 
     def eval_losses(self) -> dict[str, float]:
         """Evaluation losses by series name: those of EVAL mode, and those whose name says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -52,7 +53,7 @@ def deep_sigmoid_net() -> nn.Module:
     """Ten sigmoid layers: the derivative of each is at most 1/4."""
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [64] + [64] * 10
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.Sigmoid()]
     return nn.Sequential(*layers, nn.Linear(64, 10))
 
@@ -81,13 +82,9 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-3)
 
 
-def sgd(
-    rate: float, momentum: float = 0.9, weight_decay: float = 0.0
-) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def sgd(rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Makes SGD with this rate."""
-    return lambda model: torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay
-    )
+    return lambda model: torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ FAULTS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "oscillating",
-        "the learning rate is 5 instead of 0.05: too high to settle and, with weight decay, not enough to diverge",
+        "the learning rate is 5 instead of 0.05: too high to settle, too low to diverge",
         ("OscillatingLoss",),
         model=linear_net,
         optimizer=sgd(5.0, momentum=0.0, weight_decay=0.05),

@@ -40,10 +40,7 @@ class FindingLog:
     def _write(self, rows: list[dict[str, Any]]) -> None:
         now = time.time_ns()
         schema = TABLES["findings"]
-        full = [
-            {**dict.fromkeys(schema.names), "time_ns": now, "judged_by": self._judged_by, **row}
-            for row in rows
-        ]
+        full = [{**dict.fromkeys(schema.names), "time_ns": now, "judged_by": self._judged_by, **row} for row in rows]
         sink = pa.BufferOutputStream()
         write_parquet(pa.Table.from_pylist(full, schema=schema), sink)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -43,9 +43,7 @@ def list_parts(folder: Path) -> list[Part]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = sorted(
-        (part for part in map(Part.parse, names) if part), key=lambda p: (p.attempt, p.first, -p.last)
-    )
+    found = sorted((part for part in map(Part.parse, names) if part), key=lambda p: (p.attempt, p.first, -p.last))
     kept: list[Part] = []
     for part in found:
         if kept and kept[-1].attempt == part.attempt and part.last <= kept[-1].last:

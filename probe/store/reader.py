@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ log = logging.getLogger("stepwatch")
 T = TypeVar("T")
 
 _RETRIES = 5
+_RANK_FILE = re.compile(r"^rank=(\d+)\.json$")
 _SILENT_SECONDS = 60.0
 
 
@@ -86,11 +88,7 @@ class Trace:
     @property
     def ranks(self) -> list[int]:
         """Ranks that have written something, ascending."""
-        found = []
-        for name in _names(self.path / "ranks"):
-            if name.startswith("rank=") and name.endswith(".json"):
-                found.append(int(name[len("rank=") : -len(".json")]))
-        return sorted(found)
+        return sorted(int(match[1]) for name in _names(self.path / "ranks") if (match := _RANK_FILE.match(name)))
 
     @property
     def notes(self) -> list[str]:
@@ -184,9 +182,7 @@ class Trace:
         wanted = list(schema.names if columns is None else columns)
         for column in wanted:
             if column not in (*schema.names, "rank"):
-                raise ValueError(
-                    f"{name} has no column {column!r}; expected one of {', '.join(schema.names)}"
-                )
+                raise ValueError(f"{name} has no column {column!r}; expected one of {', '.join(schema.names)}")
         read = list(dict.fromkeys([*(c for c in wanted if c != "rank"), "step", "mode"]))
         condition = _condition(steps, modes, names)
         pieces = []
@@ -235,9 +231,7 @@ class Trace:
                 found[row["finding_id"]]["actions"].append(kept)
         return sorted(found.values(), key=lambda row: (row["time_ns"], row["last_step"]))
 
-    def _read_rank(
-        self, table: str, rank: int, columns: list[str], condition: pc.Expression | None
-    ) -> pa.Table:
+    def _read_rank(self, table: str, rank: int, columns: list[str], condition: pc.Expression | None) -> pa.Table:
         attempts = self.attempts(rank)
         folder = rank_folder(self.path, table, rank)
 
@@ -251,9 +245,7 @@ class Trace:
 
         return retry_vanished(read)
 
-    def _read_file(
-        self, path: Path, columns: list[str] | None, condition: pc.Expression | None
-    ) -> pa.Table | None:
+    def _read_file(self, path: Path, columns: list[str] | None, condition: pc.Expression | None) -> pa.Table | None:
         """A file's rows, or None with a warning when it is damaged."""
         try:
             return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
@@ -324,8 +316,7 @@ def _read_info(path: Path) -> RunInfo:
         raise TraceError(f"{path}/run.json: format_version is {version!r}; expected a number")
     if version > FORMAT_VERSION:
         raise TraceError(
-            f"{path}: written in format version {version} by a newer Stepwatch; this one reads up to "
-            f"{FORMAT_VERSION}"
+            f"{path}: written in format version {version} by a newer Stepwatch; this one reads up to {FORMAT_VERSION}"
         )
     try:
         return RunInfo(

@@ -114,10 +114,7 @@ class TableBuilder:
         )
 
     def _steps(self, records: Sequence[StepRecord]) -> pa.Table:
-        timing = [
-            pa.array([record.timing.get(column) for record in records], pa.int64())
-            for column in TIMING_COLUMNS
-        ]
+        timing = [pa.array([record.timing.get(column) for record in records], pa.int64()) for column in TIMING_COLUMNS]
         saved = pa.array([record.saved for record in records], pa.bool_())
         return self._of("steps", records, [1] * len(records), [saved, *timing])
 

@@ -154,9 +154,7 @@ class TraceWriter:
             self._flush_requests += 1
             request = self._flush_requests
             self._wake.set()
-            self._flushed.wait_for(
-                lambda: self._flush_answers >= request or not self._thread.is_alive(), timeout=60
-            )
+            self._flushed.wait_for(lambda: self._flush_answers >= request or not self._thread.is_alive(), timeout=60)
 
     def close(self, status: str, reason: str = "", last_step: int | None = None) -> None:
         """Write what is left, and how the rank ended. Called again it does nothing.

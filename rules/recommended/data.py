@@ -31,9 +31,7 @@ class ClassImbalance(Rule):
     severity = Severity.WARNING
     derived = ("class_counts",)
 
-    def __init__(
-        self, *, imbalance: float = 10.0, recall: float = 0.2, samples: int = 20, warm_up: int = 100
-    ) -> None:
+    def __init__(self, *, imbalance: float = 10.0, recall: float = 0.2, samples: int = 20, warm_up: int = 100) -> None:
         positive("imbalance", imbalance)
         positive("samples", samples)
         if not 0 < recall < 1:

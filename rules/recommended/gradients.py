@@ -34,9 +34,7 @@ class VanishingGradient(Rule):
         min_layers: layers below which depth means nothing.
     """
 
-    def __init__(
-        self, *, ratio: float = 1e-4, patience: int = 5, span: int = 20, min_layers: int = 4
-    ) -> None:
+    def __init__(self, *, ratio: float = 1e-4, patience: int = 5, span: int = 20, min_layers: int = 4) -> None:
         positive("ratio", ratio)
         positive("patience", patience)
         if min_layers < 2:

@@ -356,9 +356,7 @@ class OscillatingLoss(Rule):
                 f"next and turned {turns} times in 12",
             )
 
-    def _say(
-        self, step: Step, first: int, series: str, value: float, threshold: float, message: str
-    ) -> Finding:
+    def _say(self, step: Step, first: int, series: str, value: float, threshold: float, message: str) -> Finding:
         self._fired = True
         return self.finding(
             step,

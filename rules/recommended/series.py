@@ -160,7 +160,7 @@ def noise_of(values: Sequence[float] | NDArray[np.float64]) -> float:
     return float(1.4826 * np.median(np.abs(second)) / math.sqrt(6))
 
 
-def block_medians(values: Sequence[float], blocks: int) -> NDArray[np.float64]:
+def block_medians(values: Sequence[float] | NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
     """Medians of equally long stretches of a series; float64 [blocks]."""
     return np.array([np.median(part) for part in np.array_split(np.asarray(values), blocks)])
 
@@ -176,7 +176,7 @@ def trend_z(values: Sequence[float] | NDArray[np.float64]) -> float:
         return 0.0
     sign = np.sign(series[None, :] - series[:, None])
     s = float(np.triu(sign, 1).sum())
-    return (s - np.sign(s)) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    return float(s - np.sign(s)) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
 
 
 def positive(name: str, value: float) -> None:

@@ -239,8 +239,7 @@ class UnchangedTensor(Rule):
             tensors=names[:_NAMED],
             value=len(names),
             threshold=0,
-            message=f"{which} changed in {step.step - self._steps[0]} steps{others}, although gradients "
-            "reach them",
+            message=f"{which} changed in {step.step - self._steps[0]} steps{others}, although gradients reach them",
             suggestion="check the learning rate and its schedule, and that these parameters are in the "
             "optimizer's groups (layers added or replaced after it was made are not)",
             evidence={"series": names[:_NAMED], "column": "l2", "unit": "norm"},

@@ -1,0 +1,1 @@
+"""One verb, one module; each holds a click command named ``command``."""

@@ -1,0 +1,41 @@
+"""``stepwatch demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from stepwatch.cli import errors
+
+
+@click.command("demo")
+@click.argument("fault", required=False, default="exploding")
+@click.option("--list", "list_them", is_flag=True, help="List the faults that can be shown.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Where to.",
+)
+@errors.one_line_errors
+def command(fault: str, list_them: bool, out: Path) -> None:
+    """Train a healthy model and one with a FAULT side by side, both judged while they train.
+
+    Real training on scikit-learn's handwritten digits; nothing is downloaded.
+    """
+    try:
+        from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
+        from stepwatch.cli.demo.show import run_demo
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("torch", "sklearn", "bokeh", "jinja2"):
+            errors.fail("the demonstration needs torch and scikit-learn: pip install 'stepwatch[demo]'")
+        raise
+    if list_them:
+        for scenario in FAULTS:
+            click.echo(f"{scenario.name:12} {scenario.mistake}")
+        return
+    if fault not in SCENARIOS or fault == "healthy":
+        errors.fail(f"unknown fault {fault!r}; expected one of {', '.join(s.name for s in FAULTS)}")
+    raise SystemExit(run_demo(SCENARIOS[fault], out))

@@ -1,0 +1,33 @@
+"""``stepwatch report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from stepwatch.cli import errors
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; RUN/report.html by default.")
+@click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
+@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
+@click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
+@errors.one_line_errors
+def command(run: Path, output: Path | None, rules: tuple[str, ...], settings: tuple[str, ...], open_it: bool) -> None:
+    """Write one self-contained HTML file about a run."""
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.catalogue import configure
+
+    trace = Trace(run)
+    try:
+        from stepwatch.cli.report.page import write_report
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("bokeh", "jinja2"):
+            errors.fail("the report needs a charting library: pip install 'stepwatch[report]'")
+        raise
+    written = write_report(trace, output or run / "report.html", configure(list(rules) or None, list(settings)))
+    click.echo(written)
+    if open_it:
+        click.launch(str(written))

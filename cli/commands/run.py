@@ -1,0 +1,75 @@
+"""``stepwatch run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from stepwatch.cli import errors
+
+
+@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory of the run; runs/SCRIPT-TIME by default.")
+@click.option("-m", "--module", is_flag=True, help="SCRIPT is a module's name, as with python -m.")
+@click.option(
+    "--save-interval", type=click.IntRange(min=1), help="Save every so many steps; chosen by cost by default."
+)
+@click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Judge while it runs, with these rules or sets.")
+@click.option("--stop", "stop", is_flag=True, help="Stop the script when a rule finds an error.")
+@click.option("--webhook", metavar="URL", help="Post findings as JSON.")
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def command(
+    out: Path | None,
+    module: bool,
+    save_interval: int | None,
+    rules: tuple[str, ...],
+    stop: bool,
+    webhook: str | None,
+    script: str,
+    args: tuple[str, ...],
+) -> None:
+    """Record SCRIPT with its ARGS, which is not changed for it and sees argv as without us.
+
+    Exit status: the script's; 1 when a rule stopped it.
+    """
+    raise SystemExit(_run(out, module, save_interval, rules, stop, webhook, script, args))
+
+
+@errors.one_line_errors
+def _prepare(rules: tuple[str, ...], stop: bool, webhook: str | None) -> tuple[list[str] | None, list[str]]:
+    from stepwatch.rules.catalogue import configure
+
+    actions = (["stop"] if stop else []) + ([webhook] if webhook else [])
+    chosen = list(rules) or (["recommended"] if actions else None)
+    if chosen:
+        configure(chosen)
+    return chosen, actions
+
+
+def _run(
+    out: Path | None,
+    module: bool,
+    save_interval: int | None,
+    rules: tuple[str, ...],
+    stop: bool,
+    webhook: str | None,
+    script: str,
+    args: tuple[str, ...],
+) -> int:
+    chosen, actions = _prepare(rules, stop, webhook)
+    try:
+        from stepwatch.probe import Hook, SaveConfig
+        from stepwatch.probe.launch import LaunchError, default_run_dir, launch
+    except ImportError as error:
+        errors.fail(error)
+
+    def make_hook() -> Hook:
+        config = SaveConfig(save_interval=save_interval) if save_interval else None
+        return Hook(run_dir, save_config=config, rules=chosen, actions=actions)
+
+    try:
+        run_dir = out or default_run_dir(script)
+        return launch(script, list(args), module=module, make_hook=make_hook)
+    except LaunchError as error:
+        errors.fail(error)

@@ -1,0 +1,71 @@
+"""``stepwatch show``."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from stepwatch.cli import errors
+
+_SHOWN_TENSORS = 40
+
+
+@click.command("show")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--tensors", metavar="REGEX", help="Show all tensors whose name matches, with their last statistics.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@errors.one_line_errors
+def command(run: Path, tensors: str | None, as_json: bool) -> None:
+    """Summarise a run: how it went and ended, losses, tensors, what was found."""
+    from stepwatch.cli.render import console, print_reservations, sparkline
+    from stepwatch.cli.summary import summarise
+    from stepwatch.probe.store.reader import Trace
+
+    try:
+        pattern = re.compile(tensors or "")
+    except re.error as error:
+        errors.fail(f"--tensors {tensors!r} is not a regular expression: {error}")
+    trace = Trace(run)
+    summary = summarise(trace, pattern)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, default=str))
+        return
+    out = console()
+    out.print(f"[bold]{run}[/]  {summary['job_name']}", markup=True)
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["start_ns"] / 1e9))
+    out.print(f"started {started} on {summary['host']}, {summary['world_size']} rank(s), {summary['state']}")
+    out.print(f"command: {' '.join(summary['command'])}", markup=False)
+    rate = summary["steps_per_second"]
+    out.print(f"{summary['steps']} training steps" + (f", {rate:.4g} per second" if rate else ""))
+    for name, series in summary["series"].items():
+        values = [float(value) for value in series["values"]]
+        line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
+        out.print(line, markup=False)
+    _print_tensors(out, summary["tensors"], everything=tensors is not None)
+    for row in summary["findings"]:
+        done = "; ".join(f"{a['action']}: {a['detail']}" for a in row["actions"])
+        text = f"found at step {row['last_step']} by the {row['judged_by']}: {row['rule']}: {row['message']}"
+        out.print(f"{text}{f' ({done})' if done else ''}", markup=False, style="red")
+    print_reservations(out, trace.notes, trace.warnings, trace.counters)
+
+
+def _print_tensors(out: Any, rows: list[dict[str, Any]], *, everything: bool) -> None:
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("tensor", "shape", "step", "min", "max", "mean", "std", "l2", "NaN/Inf"):
+        table.add_column(column, no_wrap=column == "tensor", justify="left" if column == "tensor" else "right")
+    shown = rows if everything else rows[:_SHOWN_TENSORS]
+    for row in shown:
+        numbers = [f"{row[name]:.3g}" for name in ("min", "max", "mean", "std", "l2")]
+        shape = "x".join(str(n) for n in row["shape"])
+        table.add_row(row["name"], shape, str(row["step"]), *numbers, str(row["n_nan"] + row["n_inf"]))
+    out.print(table)
+    if len(shown) < len(rows):
+        out.print(f"... and {len(rows) - len(shown)} more tensors; --tensors . shows all", style="dim")

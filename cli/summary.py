@@ -1,0 +1,72 @@
+"""What there is to say of a run in one screen."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.schema import STAT_COLUMNS
+
+
+def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
+    """JSON-compatible summary; tensors are those whose name ``pattern`` finds, with their last statistics."""
+    info = trace.info
+    steps = trace.table("steps", columns=["step", "mode", "time_ns", "duration_ns"], modes=["TRAIN", "GLOBAL"])
+    durations = steps["duration_ns"].drop_null().to_numpy()
+    median = float(np.median(durations)) if len(durations) else 0.0
+    first_rank = trace.ranks[:1]
+    return {
+        "run": str(trace.path),
+        "job_name": info.job_name,
+        "run_id": info.run_id,
+        "host": info.host,
+        "world_size": info.world_size,
+        "command": list(info.command),
+        "versions": info.versions,
+        "start_ns": info.start_ns,
+        "state": state_of(trace),
+        "steps": len(np.unique(steps["step"].to_numpy())),
+        "steps_per_second": 1e9 / median if median else None,
+        "series": _series(trace, first_rank),
+        "tensors": _tensors(trace, first_rank, pattern),
+        "findings": trace.findings(),
+    }
+
+
+def state_of(trace: Trace) -> str:
+    """How the run stands, in words."""
+    ends = [end for rank in trace.ranks if (end := trace.end(rank)) is not None]
+    if ends:
+        worst = max(ends, key=lambda end: end.status != "finished")
+        after = f" after {worst.last_step} steps" if worst.last_step is not None else ""
+        return f"{worst.status}{after}" + (f": {worst.reason}" if worst.reason else "")
+    return "live" if trace.live() else "killed (it did not say how it ended)"
+
+
+def _series(trace: Trace, ranks: list[int]) -> dict[str, Any]:
+    rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=ranks).to_pandas()
+    found = {}
+    for (name, mode), group in rows.groupby(["name", "mode"], sort=False):
+        key = name if name not in found else f"{name} ({mode})"
+        found[key] = {"mode": mode, "steps": group["step"].tolist(), "values": group["value"].tolist()}
+    return found
+
+
+def _tensors(trace: Trace, ranks: list[int], pattern: re.Pattern[str]) -> list[dict[str, Any]]:
+    described = trace.tensors()
+    saved = trace.table("steps", columns=["step", "saved", "mode"], ranks=ranks).to_pandas()
+    saved = saved[saved["saved"].fillna(False).astype(bool)]
+    if saved.empty:
+        return []
+    # Different collections may have been saved at different steps; the last few cover them.
+    since = int(saved["step"].iloc[-10:].min())
+    rows = trace.table("stats", columns=["step", "name", *STAT_COLUMNS], ranks=ranks, steps=(since, None))
+    last = rows.to_pandas().drop(columns="rank").drop_duplicates("name", keep="last")
+    found = []
+    for row in last.to_dict("records"):
+        if pattern.search(row["name"]):
+            tensor = described.get(row["name"])
+            found.append({**row, "shape": list(tensor.shape) if tensor else [], "order": tensor.order if tensor else 0})
+    return sorted(found, key=lambda row: (row["name"].startswith("gradient/"), row["order"]))
