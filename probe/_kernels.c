@@ -268,8 +268,8 @@ static void write_row(double *row, const tensor_t *tensor, summary_t s) {
  * `parallel` is GOMP_parallel of the OpenMP library that torch computes with, so that its threads are used
  * and no others, or NULL. Returns 0, or -1 without memory.
  */
-int stepwatch_measure(int64_t count, const tensor_t *tensors, double *out,
-                      void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+int stepwatch_measure_1(int64_t count, const tensor_t *tensors, double *out,
+                        void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     int64_t *first = malloc((size_t)(count + 1) * sizeof *first), entries = 0;
     if (!first) return -1;
     first[0] = 0;

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stepwatch.probe.collections import RELU_TYPES
+from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.recorder import OpenRecord
-from stepwatch.probe.statistics import fetch_later
 from torch import nn
 
 SILENCE_WINDOWS = (10, 50)

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.modes import ModeKeys
-from stepwatch.probe.statistics import fetch_later
 from stepwatch.probe.store.records import StepRecord
 
 

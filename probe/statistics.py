@@ -1,27 +1,40 @@
 """Statistics of many tensors at once: the columns of the ``stats`` table.
 
-On the CPU one pass of compiled code over the memory gives all columns (``_kernels.c``); where that could not
-be built, and on accelerators, they are made of torch's reductions. On an accelerator nothing waits: the
-results are copied to pinned memory behind the computation and fetched later, by another thread.
+On the CPU one pass of compiled code over the memory gives all columns (:mod:`.compiled`); where that could not
+be built, and on accelerators, torch's reductions over all tensors together give them (:mod:`.batched`). On an
+accelerator nothing waits: the results are copied to pinned memory behind the computation and fetched later,
+by another thread. (A sparse COO gradient on an accelerator is coalesced, which waits for it.)
 
-Sums are accumulated in double precision, so ``mean``, ``l1`` and ``l2`` agree with NumPy's in float64 to a
-relative 1e-12 of their own size (of ``l1 / numel`` for a mean that cancels), ``std`` to 1e-8.
+Counts, ``min``, ``max`` and ``abs_max`` are exact. Beside NumPy's in float64, the error of ``l1``, ``l2`` and
+``std`` is at most 1e-6 of their size, that of ``mean`` 1e-6 of ``l1 / numel``; a mean far from zero takes no
+digits off ``std``. Where all entries are equal, ``mean`` is that entry and ``std`` is 0.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stepwatch.probe import batched, compiled
 from stepwatch.probe.store.schema import STAT_COLUMNS
-
-_KERNEL_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 Matrix = NDArray[np.float64]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+_DTYPES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32", "bool"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+    if hasattr(torch, name)
+)
 
 
 class PendingStatistics:
@@ -35,14 +48,27 @@ class PendingStatistics:
         return self._result()
 
 
+def backend() -> str:
+    """Where statistics of CPU tensors come from: "compiled" or "torch"."""
+    return "compiled" if compiled.available() else "torch"
+
+
 def unsupported(tensor: torch.Tensor) -> str | None:
     """Why a tensor has no statistics, or None where it has."""
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
-        return "it is not initialised yet"
+    if type(tensor) not in _PLAIN:
+        reason = _unsupported_type(tensor)
+        if reason or hasattr(tensor, "_local_tensor"):
+            return reason
     if tensor.is_meta:
         return "it is on the meta device and has no values"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "it is inside a function transform of torch.func"
     if tensor.is_nested:
         return "nested tensors are not supported"
+    if tensor.dtype not in _DTYPES and not tensor.is_quantized:
+        return f"its dtype {tensor.dtype} is not supported"
+    if tensor.layout is torch.strided and not tensor.data_ptr() and tensor.numel():
+        return "its memory is freed"  # a parameter that is sharded at the moment
     return None
 
 
@@ -51,140 +77,118 @@ def measure(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
 
     Integers and booleans count as numbers, a complex tensor by the magnitudes of its entries, a quantised
     one by the values it stands for, a sparse one with its implicit zeros, a distributed one by the shard on
-    this rank.
+    this rank. Nothing is kept of them, and no autograd graph is built.
 
     Args:
         tensors: of any dtype, shape and layout for which :func:`unsupported` is None.
     """
-    with torch.no_grad():
-        dense = [_dense(tensor) for tensor in tensors]
-        if all(tensor.device.type == "cpu" for tensor in dense):
-            matrix = _on_cpu(dense)
-            return PendingStatistics(lambda: matrix)
-        return _on_devices(dense)
+    if compiled.available() and all(map(_is_readable, tensors)):
+        matrix = compiled.measure(tensors)
+        return PendingStatistics(lambda: matrix)
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        return _measure_any(tensors)
 
 
-def backend() -> str:
-    """Where statistics of CPU tensors come from: "compiled" or "torch"."""
-    return "torch" if _kernel is None else "compiled"
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The entries as a flat tensor of real numbers."""
-    tensor = tensor.detach()
+def _unsupported_type(tensor: torch.Tensor) -> str | None:
+    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        return "it is not initialised yet"
+    if isinstance(tensor, FakeTensor):
+        return "it is a FakeTensor and has no values"
     local = getattr(tensor, "_local_tensor", None)  # DTensor
     if isinstance(local, torch.Tensor):
-        tensor = local
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if tensor.layout is not torch.strided:
-        tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).to_dense()
-    if tensor.is_complex():
-        tensor = tensor.abs()
-    if tensor.dtype not in _KERNEL_TYPES:
-        # int64 above 2^53 is rounded; the others fit a double exactly.
-        wide = tensor.dtype in (torch.int64, torch.int32, torch.uint64, torch.uint32)
-        tensor = tensor.to(torch.float64 if wide else torch.float32)
-    return tensor.reshape(-1)
+        return unsupported(local)
+    if type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
+        return f"tensors of type {type(tensor).__name__} are not supported"
+    return None
 
 
-def _load_kernel() -> Callable[..., int] | None:
-    spec = importlib.util.find_spec("stepwatch.probe._kernels")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        function = ctypes.CDLL(spec.origin).stepwatch_measure
-    except (OSError, AttributeError):
-        return None
-    pointer = ctypes.c_void_p
-    function.argtypes = [ctypes.c_int64, pointer, pointer, pointer, pointer, ctypes.c_int32]
-    function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+def _is_readable(tensor: torch.Tensor) -> bool:
+    """Whether the compiled code can read it where it lies."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype in compiled.TYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
-_kernel = _load_kernel()
-
-
-def _on_cpu(tensors: list[torch.Tensor]) -> Matrix:
-    count = len(tensors)
-    if _kernel is None:
-        return torch.stack([_columns(tensor) for tensor in tensors]).numpy()
-    contiguous = [tensor.contiguous() for tensor in tensors]  # alive until the call returns
-    described = np.array([(t.data_ptr(), t.numel()) for t in contiguous], dtype=np.int64).T.copy()
-    types = np.array([_KERNEL_TYPES[t.dtype] for t in contiguous], dtype=np.int32)
-    matrix = np.empty((count, len(STAT_COLUMNS)))
-    numel = described.ctypes.data + described.strides[0]
-    threads = torch.get_num_threads()
-    if _kernel(count, described.ctypes.data, numel, types.ctypes.data, matrix.ctypes.data, threads) != 0:
-        raise MemoryError("no memory for the statistics")
-    return matrix
-
-
-def _on_devices(tensors: list[torch.Tensor]) -> PendingStatistics:
-    rows_by_device: dict[torch.device, list[int]] = {}
+def _measure_any(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
+    """Put tensors into a form that can be measured, and each to the device where it is."""
+    zeros = np.zeros(len(tensors))
+    rows_on: dict[torch.device, list[int]] = {}
+    real: list[torch.Tensor] = []
     for row, tensor in enumerate(tensors):
-        rows_by_device.setdefault(tensor.device, []).append(row)
-    fetches = []
-    for rows in rows_by_device.values():
-        stacked = torch.stack([_columns(tensors[row]) for row in rows])
-        fetches.append((rows, fetch_later(stacked)))
+        stored = _stored_entries(tensor)
+        zeros[row] = _local(tensor).numel() - stored.numel()
+        real.append(_real(stored))
+        rows_on.setdefault(real[row].device, []).append(row)
+    fetches = [(rows, _start([real[row] for row in rows])) for rows in rows_on.values()]
 
     def result() -> Matrix:
         matrix = np.empty((len(tensors), len(STAT_COLUMNS)))
         for rows, fetch in fetches:
-            matrix[rows] = fetch().numpy()
-        return matrix
+            matrix[rows] = fetch()
+        return _with_zeros(matrix, zeros)
 
     return PendingStatistics(result)
 
 
-def fetch_later(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Start to copy a tensor to the host; the function returned waits for the copy."""
-    if not tensor.is_cuda:
-        host = tensor.to("cpu")
-        return lambda: host
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pinned.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(tensor.device))
-
-    def fetch() -> torch.Tensor:
-        copied.synchronize()
-        return pinned
-
-    return fetch
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return getattr(tensor, "_local_tensor", tensor).detach()
 
 
-def _columns(flat: torch.Tensor) -> torch.Tensor:
-    """All columns of one flat tensor as a float64 vector on its device, without waiting for it."""
-    if flat.numel() == 0:
-        empty = [0.0, 0.0, 0.0, 0.0, *[float("nan")] * 4, 0.0, 0.0, float("nan")]
-        return torch.tensor(empty, dtype=torch.float64, device=flat.device)
-    wide = torch.float64 if flat.device.type != "mps" else torch.float32
-    finite = torch.isfinite(flat)
-    count = finite.sum()
-    values = torch.where(finite, flat, 0).to(wide)
-    none = count == 0
-    nan = torch.full((), float("nan"), dtype=wide, device=flat.device)
-    low = torch.where(none, nan, torch.where(finite, flat, float("inf")).amin().to(wide))
-    high = torch.where(none, nan, torch.where(finite, flat, float("-inf")).amax().to(wide))
-    largest = torch.maximum(low.abs(), high.abs())
-    # Scaled by the largest magnitude, no square leaves the range of a double.
-    scale = torch.where(none | (largest == 0), torch.ones_like(largest), largest)
-    scaled = values / scale
-    mean = scaled.sum() / count
-    spread = torch.where(finite, scaled - mean, 0)
+def _stored_entries(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor holds beside implicit zeros, as a strided tensor."""
+    tensor = _local(tensor)
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout in _SPARSE:
+        return (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).values()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers that statistics are taken of, with no lazy sign and in the order of the memory."""
+    if tensor.is_complex():
+        tensor = torch.hypot(tensor.real.double(), tensor.imag.double())
+    elif tensor.dtype not in compiled.TYPES:
+        # All fit exactly but 64-bit integers above 2^53, which are rounded.
+        wide = torch.float32 if tensor.dtype.itemsize <= 2 else torch.float64
+        tensor = tensor.to(wide)
+    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.resolve_neg().permute(by_stride)
+
+
+def _start(tensors: list[torch.Tensor]) -> Callable[[], Matrix]:
+    """Begin with tensors of one device; the function returned waits for the result."""
+    if tensors[0].is_cpu and compiled.available():
+        matrix = compiled.measure([tensor.contiguous() for tensor in tensors])
+        return lambda: matrix
+    return batched.measure(tensors)
+
+
+def _with_zeros(matrix: Matrix, zeros: NDArray[np.float64]) -> Matrix:
+    """Statistics after so many zeros have joined each tensor."""
+    sparse = zeros > 0
+    numel, n_nan, n_inf, n_zero, low, high, mean, std, l1, l2, largest = matrix[sparse].T
+    joined = zeros[sparse]
+    finite = numel - n_nan - n_inf
+    mean, std = np.where(finite > 0, mean, 0), np.where(finite > 0, std, 0)
+    share = finite / (finite + joined)
     columns = [
-        torch.full((), flat.numel(), dtype=wide, device=flat.device),
-        torch.isnan(flat).sum().to(wide),
-        torch.isinf(flat).sum().to(wide),
-        (flat == 0).sum().to(wide),
-        low,
-        high,
-        mean * scale,
-        ((spread * spread).sum() / count).sqrt() * scale,
-        values.abs().sum(),
-        (scaled * scaled).sum().sqrt() * scale,
-        largest,
+        numel + joined,
+        n_nan,
+        n_inf,
+        n_zero + joined,
+        np.fmin(low, 0),
+        np.fmax(high, 0),
+        mean * share,
+        np.sqrt(share) * np.hypot(std, mean * np.sqrt(1 - share)),
+        l1,
+        l2,
+        np.fmax(largest, 0),
     ]
-    return torch.stack(columns)
+    matrix[sparse] = np.stack(columns, 1)
+    return matrix
