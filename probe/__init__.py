@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepwatch.probe.collections import Collection, CollectionKeys
     from stepwatch.probe.hook import Hook
-    from stepwatch.probe.modes import ModeKeys, modes
+    from stepwatch.probe.mode_keys import ModeKeys, modes
     from stepwatch.probe.reductions import ReductionConfig
     from stepwatch.probe.schedule import SaveConfig, SaveConfigMode
     from stepwatch.probe.stopping import TrainingStopped
@@ -33,12 +33,12 @@ _HOMES = {
     "Collection": "collections",
     "CollectionKeys": "collections",
     "Hook": "hook",
-    "ModeKeys": "modes",
+    "ModeKeys": "mode_keys",
     "ReductionConfig": "reductions",
     "SaveConfig": "schedule",
     "SaveConfigMode": "schedule",
     "TrainingStopped": "stopping",
-    "modes": "modes",
+    "modes": "mode_keys",
 }
 
 

@@ -17,14 +17,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RUN 512         /* entries whose sums are in single precision */
-#define BLOCK 2048      /* entries that go the fast or the careful way; stays in the first-level cache */
-#define CHUNK 65536     /* entries that one thread takes at a time */
+#define RUN 256     /* entries whose sums are in single precision */
+#define BLOCK 2048  /* entries that go the fast or the careful way; stays in the first-level cache */
+#define CHUNK 65536 /* entries that one thread takes at a time */
 #define WORTH_THREADS (4 * CHUNK)
 #define COLUMNS 11
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(PORTABLE)
 #include <immintrin.h>
+#define WITH_AVX512
+#define AVX512 __attribute__((target("avx512f,avx512dq")))
 #define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VECTORISED
@@ -60,38 +62,101 @@ static void merge(summary_t *into, const summary_t *part) {
     if (part->max > into->max) into->max = part->max;
 }
 
-/* The fast way; returns 0 where the block has to go the careful way. */
+/* What the fast way adds up. */
+typedef struct {
+    double sum, l1, squares;
+    float low, high;
+    int64_t zeros;
+} sums_t;
+
+/* The summary from such sums, or 0 where the entries have to go the careful way. */
+static int accept(summary_t *part, const sums_t *s, int64_t n) {
+    if (!(s->l1 <= FLT_MAX)) return 0;
+    float largest = -s->low > s->high ? -s->low : s->high;
+    if (largest > 0x1p40f || (largest < 0x1p-40f && largest > 0)) return 0;
+    double mean = s->sum / (double)n, spread = s->squares - s->sum * mean;
+    if (spread < 0.25 * s->squares) return 0;
+    *part = (summary_t){0, 0, s->zeros, n, s->low, s->high, mean, spread, s->l1};
+    return 1;
+}
+
 VECTORISED
-static int summarise_fast(summary_t *part, const float *restrict x, int64_t n) {
-    double sum = 0, l1 = 0, squares = 0;
-    float low = x[0], high = x[0];
-    int32_t zeros = 0;
+static void add_up(sums_t *total, const float *restrict x, int64_t n) {
+    *total = (sums_t){0, 0, 0, x[0], x[0], 0};
     for (int64_t at = 0; at < n; at += RUN) {
         int64_t length = n - at < RUN ? n - at : RUN;
         const float *restrict run = x + at;
-        float run_sum = 0, run_l1 = 0, run_squares = 0;
-#pragma omp simd reduction(+ : run_sum, run_l1, run_squares, zeros) reduction(min : low) reduction(max : high)
+        float sum = 0, l1 = 0, squares = 0, low = x[0], high = x[0];
+        int32_t zeros = 0;
+#pragma omp simd reduction(+ : sum, l1, squares, zeros) reduction(min : low) reduction(max : high)
         for (int64_t i = 0; i < length; i++) {
             float v = run[i];
-            run_sum += v;
-            run_l1 += fabsf(v);
-            run_squares += v * v;
+            sum += v;
+            l1 += fabsf(v);
+            squares += v * v;
             zeros += v == 0;
             low = v < low ? v : low;
             high = v > high ? v : high;
         }
-        sum += run_sum;
-        l1 += run_l1;
-        squares += run_squares;
+        total->sum += sum;
+        total->l1 += l1;
+        total->squares += squares;
+        total->zeros += zeros;
+        if (low < total->low) total->low = low;
+        if (high > total->high) total->high = high;
     }
-    if (!(l1 <= FLT_MAX)) return 0;
-    float largest = -low > high ? -low : high;
-    if (largest > 0x1p40f || (largest < 0x1p-40f && largest > 0)) return 0;
-    double mean = sum / (double)n, spread = squares - sum * mean;
-    if (spread < 0.25 * squares) return 0;
-    *part = (summary_t){0, 0, zeros, n, low, high, mean, spread, l1};
-    return 1;
 }
+
+#ifdef WITH_AVX512
+AVX512 static inline __attribute__((always_inline)) __m512 load_16(const char *x, int64_t at, int64_t type) {
+    if (type == FLOAT32) return _mm512_loadu_ps(x + 4 * at);
+    __m256i halves = _mm256_loadu_si256((const __m256i *)(x + 2 * at));
+    if (type == FLOAT16) return _mm512_cvtph_ps(halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+AVX512 static inline __attribute__((always_inline)) __m512d add_floats(__m512d wide, __m512 narrow) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(narrow));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(narrow, 1));
+    return _mm512_add_pd(wide, _mm512_add_pd(low, high));
+}
+
+/* The same as `add_up`, a multiple of RUN entries, reading halves where they lie. `type` is constant. */
+AVX512 static inline __attribute__((always_inline)) void add_up_16(sums_t *total, const char *x, int64_t n,
+                                                                   int64_t type) {
+    __m512d all_sum = _mm512_setzero_pd(), all_l1 = all_sum, all_squares = all_sum;
+    __m512 low = load_16(x, 0, type), high = low;
+    __m512i zeros = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
+    for (int64_t at = 0; at < n; at += RUN) {
+        __m512 sum = _mm512_setzero_ps(), l1 = sum, squares = sum;
+#pragma GCC unroll 4
+        for (int64_t i = at; i < at + RUN; i += 16) {
+            __m512 v = load_16(x, i, type);
+            sum = _mm512_add_ps(sum, v);
+            l1 = _mm512_add_ps(l1, _mm512_abs_ps(v));
+            squares = _mm512_fmadd_ps(v, v, squares);
+            low = _mm512_min_ps(v, low);
+            high = _mm512_max_ps(v, high);
+            __mmask16 is_zero = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+            zeros = _mm512_mask_add_epi32(zeros, is_zero, zeros, one);
+        }
+        all_sum = add_floats(all_sum, sum);
+        all_l1 = add_floats(all_l1, l1);
+        all_squares = add_floats(all_squares, squares);
+    }
+    *total = (sums_t){_mm512_reduce_add_pd(all_sum),     _mm512_reduce_add_pd(all_l1),
+                      _mm512_reduce_add_pd(all_squares), _mm512_reduce_min_ps(low),
+                      _mm512_reduce_max_ps(high),        _mm512_reduce_add_epi32(zeros)};
+}
+
+AVX512 static void add_up_avx512(sums_t *total, const char *x, int64_t n, int64_t type) {
+    if (type == FLOAT32) add_up_16(total, x, n, FLOAT32);
+    else if (type == BFLOAT16) add_up_16(total, x, n, BFLOAT16);
+    else add_up_16(total, x, n, FLOAT16);
+}
+
+static int has_avx512(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"); }
+#endif
 
 /* The careful way. */
 VECTORISED
@@ -141,7 +206,7 @@ static void widen_bfloat16(float *restrict out, const uint16_t *restrict in, int
 /* Exponent and fraction are moved into place and the difference of the biases is multiplied in, which is
  * exact and covers subnormal numbers; infinities and NaN get the full exponent. */
 VECTORISED
-static void widen_float16_portably(float *restrict out, const uint16_t *restrict in, int64_t n) {
+static void widen_float16(float *restrict out, const uint16_t *restrict in, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t half = in[i], bits = (half & 0x7fffu) << 13;
         float value;
@@ -154,36 +219,31 @@ static void widen_float16_portably(float *restrict out, const uint16_t *restrict
     }
 }
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-__attribute__((target("avx2,f16c")))
-static void widen_float16_f16c(float *restrict out, const uint16_t *restrict in, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(in + i))));
-    widen_float16_portably(out + i, in + i, n - i);
-}
-
-static void widen_float16(float *restrict out, const uint16_t *restrict in, int64_t n) {
-    if (__builtin_cpu_supports("avx2")) widen_float16_f16c(out, in, n); /* every such processor has F16C */
-    else widen_float16_portably(out, in, n);
-}
-#else
-#define widen_float16 widen_float16_portably
-#endif
-
 static void summarise_block(summary_t *part, const tensor_t *tensor, int64_t at, int64_t n) {
     float narrow[BLOCK];
     double wide[BLOCK];
+    sums_t sums;
     const char *data = (const char *)(intptr_t)tensor->address;
-    const float *x = narrow;
     if (tensor->type == FLOAT64) {
         summarise(part, (const double *)data + at, n);
         return;
     }
+    int added = 0;
+#ifdef WITH_AVX512
+    if (n % RUN == 0 && has_avx512()) {
+        add_up_avx512(&sums, data + at * (tensor->type == FLOAT32 ? 4 : 2), n, tensor->type);
+        if (accept(part, &sums, n)) return;
+        added = 1;
+    }
+#endif
+    const float *x = narrow;
     if (tensor->type == FLOAT32) x = (const float *)data + at;
     else if (tensor->type == BFLOAT16) widen_bfloat16(narrow, (const uint16_t *)data + at, n);
     else widen_float16(narrow, (const uint16_t *)data + at, n);
-    if (summarise_fast(part, x, n)) return;
+    if (!added) {
+        add_up(&sums, x, n);
+        if (accept(part, &sums, n)) return;
+    }
     widen_float32(wide, x, n);
     summarise(part, wide, n);
 }
@@ -191,9 +251,11 @@ static void summarise_block(summary_t *part, const tensor_t *tensor, int64_t at,
 static void summarise_chunk(summary_t *total, const tensor_t *tensor, int64_t begin) {
     int64_t end = begin + CHUNK < tensor->numel ? begin + CHUNK : tensor->numel;
     *total = NOTHING;
-    for (int64_t at = begin; at < end; at += BLOCK) {
+    for (int64_t at = begin, n; at < end; at += n) {
+        n = end - at < BLOCK ? end - at : BLOCK;
+        if (n > RUN) n -= n % RUN;
         summary_t part;
-        summarise_block(&part, tensor, at, end - at < BLOCK ? end - at : BLOCK);
+        summarise_block(&part, tensor, at, n);
         merge(total, &part);
     }
 }

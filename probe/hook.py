@@ -17,11 +17,11 @@ from stepwatch.probe import lifecycle, losses
 from stepwatch.probe.capture import ModelCapture, Origin, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
-from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.reductions import ReductionConfig
 from stepwatch.probe.resume import first_step, process_rank
-from stepwatch.probe.sampler import SystemSampler
+from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import TRAINING, StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
@@ -125,14 +125,19 @@ class Hook:
         self._failures: set[str] = set()
         self._handles: list[Any] = []
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._optimizer_steps: dict[int, int] = {}
-        self._loss_modules: set[int] = set()
+        self._optimizer_steps: dict[torch.optim.Optimizer, int] = {}
+        self._loss_modules: set[nn.Module] = set()
         self._loss_name = "loss"
         self._mode: ModeKeys | None = None
         self._started = False
         self._start_step = start_step
         self.out_dir = Path(out_dir).expanduser()
         self.rank, world_size = process_rank()
+        models = list(_named_models(model))
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+        _check_arguments([module for _, module in models], optimizers, loss_fn)
+        self._stopper = Stopper(self.out_dir, self.rank, stop, checkpoint)
+        self._sampler = SystemSampler(system_interval, self._sampled, self._tick)
 
         registry = CollectionRegistry(include_collections, include_regex)
         schedule = save_config or SaveConfig()
@@ -168,12 +173,10 @@ class Hook:
             describe=self._describe,
             note=self._writer.note,
         )
-        self._stopper = Stopper(self.out_dir, self.rank, stop, checkpoint)
-        self._sampler = SystemSampler(system_interval, self._writer.submit_system, self._tick)
 
-        for name, module in _named_models(model):
+        for name, module in models:
             self.watch_model(module, name)
-        for each in (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ():
+        for each in optimizers:
             self.watch_optimizer(each)
         if loss_fn is not None:
             self.watch_loss(loss_fn)
@@ -189,8 +192,7 @@ class Hook:
         Raises:
             TypeError: it is not a module.
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        _check_arguments([model], [], None)
         taken = [capture.prefix for capture in self._tensors.models]
         capture = ModelCapture(model, self._registry, self._see_call, name)
         if capture.prefix in taken:
@@ -207,8 +209,7 @@ class Hook:
         Raises:
             TypeError: it is not an optimizer.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        _check_arguments([], [optimizer], None)
         self._steps.by_optimizer = self._steps.has_optimizer = True
         self._optimizers.append(optimizer)
         self._handles.append(optimizer.register_step_pre_hook(self._before_update))
@@ -220,14 +221,13 @@ class Hook:
         Raises:
             TypeError: it cannot be called.
         """
+        _check_arguments([], [], loss_fn)
         if isinstance(loss_fn, nn.Module):
-            if id(loss_fn) not in self._loss_modules:
-                self._loss_modules.add(id(loss_fn))
+            if loss_fn not in self._loss_modules:
+                self._loss_modules.add(loss_fn)
                 self._handles.append(loss_fn.register_forward_hook(self._after_loss))
-        elif callable(loss_fn):
-            self._loss_name = loss_name(getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_"))
         else:
-            raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a module or a function")
+            self._loss_name = loss_name(getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_"))
 
     def expect_optimizer(self) -> None:
         """Count optimizer steps although no optimizer is known yet: one will be watched when it steps."""
@@ -378,7 +378,7 @@ class Hook:
 
     @_guarded
     def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
-        record = self._current()
+        record = self._working()
         name = loss_name(type(module).__name__)
         for index, loss in enumerate(flatten(output)):
             self._add_loss(record, f"{name}_output_{index}", loss, type(module).__name__)
@@ -388,7 +388,7 @@ class Hook:
     @_guarded
     def backward_begins(self, losses: list[torch.Tensor]) -> None:
         """A backward pass begins on these tensors; without a loss module they are the training loss."""
-        record = self._current()
+        record = self._working()
         record.backwards += 1
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
             # Of several optimizers, the loss belongs to the one whose turn it is.
@@ -411,11 +411,17 @@ class Hook:
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
         """How often this optimizer was seen to step."""
-        return self._optimizer_steps.get(id(optimizer), 0)
+        return self._optimizer_steps.get(optimizer, 0)
 
     @_guarded
     def _begin_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
-        record = self._current(ModeKeys.TRAIN)
+        record = self._working(ModeKeys.TRAIN)
+        if record.forwards == 0 and not closure:
+            for capture in self._tensors.models:
+                self._writer.note(
+                    f"{capture.prefix}: its forward pass was not seen (it was compiled after the hook was made, "
+                    "or is called by another name): its activations are not recorded"
+                )
         if optimizer is self._optimizers[0]:
             for name, rate in _learning_rates(optimizer):
                 record.add_scalar(name, rate)
@@ -431,7 +437,7 @@ class Hook:
         record = self._steps.record
         if record is not None and record.due and closure:
             self._see_gradients(record, optimizer)  # those of the closure's last evaluation
-        self._optimizer_steps[id(optimizer)] = self.steps_of(optimizer) + 1
+        self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         if optimizer is self._optimizers[0]:
             self._tensors.disarm()
             self._steps.updated()
@@ -468,6 +474,13 @@ class Hook:
         training = mode is not None or not models or models[0].root.training
         return self._steps.open(self._mode or (ModeKeys.TRAIN if training else ModeKeys.EVAL))
 
+    def _working(self, mode: ModeKeys | None = None) -> OpenRecord:
+        """The record that work belongs to: after an update a new one, even if no forward pass was seen."""
+        record = self._steps.record
+        if record is not None and record.ended:
+            self._steps.finish()
+        return self._current(mode)
+
     def _start(self) -> None:
         """Before the first record: at which step does this attempt begin?"""
         if self._started:
@@ -487,6 +500,9 @@ class Hook:
         if self._judge:
             self._judge.describe(info)
 
+    def _sampled(self, rows: list[Row]) -> None:
+        self._writer.submit_system(rows)
+
     def _tick(self) -> None:
         """Several times a second, from the sampler's thread."""
         self._stopper.poll()
@@ -500,6 +516,17 @@ class Hook:
             self._failures.add(text)
             self._writer.note(f"the hook failed in {text}")
             log.warning("the hook failed in %s; training goes on", text, exc_info=error)
+
+
+def _check_arguments(models: Sequence[Any], optimizers: Sequence[Any], loss_fn: Any) -> None:
+    for model in models:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a module or a function")
 
 
 def _named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 import types
+import weakref
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -95,7 +96,7 @@ class _Discovery:
         self._make_hook = make_hook
         self._hook: Hook | None = None
         self._depth = 0
-        self._seen: set[int] = set()
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
@@ -114,9 +115,9 @@ class _Discovery:
         if torch.compiler.is_compiling():
             return
         self._depth += 1
-        if self._depth > 1 or id(module) in self._seen:
+        if self._depth > 1 or module in self._seen:
             return
-        self._seen.add(id(module))
+        self._seen.add(module)
         if _is_loss(module):
             if self._hook is not None:
                 self._hook.watch_loss(module)
@@ -135,8 +136,8 @@ class _Discovery:
     def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._hook is None:
             return
-        if id(optimizer) not in self._seen:
-            self._seen.add(id(optimizer))
+        if optimizer not in self._seen:
+            self._seen.add(optimizer)
             self._hook.watch_optimizer(optimizer)
         if self._hook.step > _STEPS_OF_DISCOVERY:
             self._remove()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stepwatch.probe.fetch import fetch_later
-from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.records import StepRecord
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.mode_keys import ModeKeys
 
 
 @dataclass(frozen=True)

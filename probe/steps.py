@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.governor import Governor
-from stepwatch.probe.modes import ModeKeys
+from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.timeline import StepClock
