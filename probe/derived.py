@@ -5,16 +5,18 @@
                         the last 10 saved training steps, silent in each of the last 50]; the last two are 0 until
                         that many were saved. A unit is a channel (dim 1) of an output with four
                         dimensions or more (images, volumes), else an entry of the last dimension; it is silent at
-                        a step when its output was above 0 for no sample and no position.
+                        a step when its output was 0 or less for every sample and position.
 ``class_counts``        of the labels of a cross-entropy or negative-log-likelihood loss: samples of each class,
                         then of these the ones predicted right (argmax over classes): 2C numbers, C <= 1000.
 ======================  ==========================================================================================
+
+Like the statistics, they are computed without waiting for a device, and fetched by the writer's thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,61 +29,81 @@ from torch import nn
 SILENCE_WINDOWS = (10, 50)
 MAX_CLASSES = 1000
 
+Vector: TypeAlias = "Callable[[], NDArray[np.float64]]"
+
 
 class DerivedQuantities:
-    """Computes them at saved training steps; keeps one counter per unit on the unit's device."""
+    """Adds them to the open records of saved training steps."""
 
     def __init__(self) -> None:
-        self._silent_for: dict[str, torch.Tensor] = {}
-        self._seen: dict[str, int] = {}
+        self._activity: dict[str, UnitActivity] = {}
 
     def see_output(self, record: OpenRecord, name: str, module: nn.Module, output: torch.Tensor) -> None:
         """``unit_activity`` of a module's output, where it has units that can fall silent."""
         if type(module).__name__ not in RELU_TYPES or output.dim() < 2 or not output.numel():
             return
-        with torch.no_grad():
-            fired = _fired(output.detach())
-            silent_for = self._silent_for.get(name)
-            if silent_for is None or silent_for.shape != fired.shape or silent_for.device != fired.device:
-                silent_for = torch.zeros(fired.shape, dtype=torch.int32, device=fired.device)
-                self._seen[name] = 0
-            silent_for = self._silent_for[name] = torch.where(fired, 0, silent_for + 1)
-            self._seen[name] += 1
-            counts = [silent_for.new_tensor(fired.numel()), (silent_for > 0).sum()]
-            for window in SILENCE_WINDOWS:
-                enough = self._seen[name] >= window
-                counts.append((silent_for >= window).sum() if enough else silent_for.new_zeros(()))
-            record.add_derived(name, "unit_activity", _vector(torch.stack([c.double() for c in counts])))
+        activity = self._activity.setdefault(name, UnitActivity())
+        record.add_derived(name, "unit_activity", activity.observe(output))
 
     def see_labels(self, record: OpenRecord, name: str, loss: nn.Module, inputs: Sequence[Any]) -> None:
-        """``class_counts`` of what a loss module was given: logits [N, C, ...] and labels int64 [N, ...]."""
+        """``class_counts`` of what a loss module was given, where its labels are classes."""
         if not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or len(inputs) < 2:
             return
-        logits, labels = inputs[0].detach(), inputs[1].detach()
+        logits, labels = inputs[:2]
         if labels.is_floating_point() or logits.dim() != labels.dim() + 1 or logits.dim() < 2:
             return  # labels given as probabilities, or a single sample
-        classes = logits.shape[1]
-        if classes > MAX_CLASSES or not labels.numel():
-            return
-        with torch.no_grad():
-            flat = labels.reshape(-1)
-            known = (flat != loss.ignore_index) & (flat >= 0) & (flat < classes)
-            right = known & (logits.argmax(1).reshape(-1) == flat)
-            slots = torch.where(known, flat, 0)
-            counts = torch.zeros(2, classes, dtype=torch.float64, device=flat.device)
-            counts[0].scatter_add_(0, slots, known.double())
-            counts[1].scatter_add_(0, slots, right.double())
-            record.add_derived(name, "class_counts", _vector(counts.reshape(-1)))
+        if logits.shape[1] <= MAX_CLASSES and labels.numel():
+            record.add_derived(name, "class_counts", class_counts(logits, labels, loss.ignore_index))
 
 
-def _fired(output: torch.Tensor) -> torch.Tensor:
-    """Which units were above zero anywhere in the batch."""
-    positive = output > 0
-    if output.dim() >= 4:
-        return positive.flatten(2).any(2).any(0)
-    return positive.reshape(-1, positive.shape[-1]).any(0)
+class UnitActivity:
+    """``unit_activity`` of one tensor; counts on its device for how long each unit has been silent."""
+
+    def __init__(self) -> None:
+        self._silent_for: torch.Tensor | None = None
+        self._seen = 0
+
+    @torch.no_grad()
+    def observe(self, output: torch.Tensor) -> Vector:
+        """Take note of the output of one saved training step, [N, C, ...] or [..., units], not empty.
+
+        The counts begin anew when the number of units or the device changes. A unit that is NaN somewhere
+        is not silent.
+        """
+        dims = (0, *range(2, output.dim())) if output.dim() >= 4 else tuple(range(output.dim() - 1))
+        silent = output.detach().amax(dims) <= 0
+        before = self._silent_for
+        if before is None or before.shape != silent.shape or before.device != silent.device:
+            before = torch.zeros(silent.shape, dtype=torch.int32, device=silent.device)
+            self._seen = 0
+        self._silent_for = torch.where(silent, before + 1, 0)
+        self._seen += 1
+        fetch, seen = fetch_later(self._silent_for), self._seen
+
+        def vector() -> NDArray[np.float64]:
+            silent_for = fetch().numpy()
+            lasting = [(silent_for >= steps).sum() if seen >= steps else 0 for steps in SILENCE_WINDOWS]
+            return np.array([silent_for.size, (silent_for > 0).sum(), *lasting], dtype=np.float64)
+
+        return vector
 
 
-def _vector(tensor: torch.Tensor) -> Callable[[], NDArray[np.float64] | None]:
-    fetch = fetch_later(tensor)
-    return lambda: fetch().numpy()
+@torch.no_grad()
+def class_counts(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> Vector:
+    """``class_counts`` of logits [N, C, ...] and labels [N, ...] of an integer type; C is at least 1.
+
+    Labels that are ``ignore_index`` or no class do not count.
+    """
+    classes = logits.shape[1]
+    flat = labels.detach().reshape(-1).long()
+    right = logits.detach().argmax(1).reshape(-1) == flat
+    known = (flat >= 0) & (flat < classes) & (flat != ignore_index)
+    slots = torch.where(known, flat + classes * right, 2 * classes)
+    counts = torch.zeros(2 * classes + 1, dtype=torch.int64, device=flat.device)
+    fetch = fetch_later(counts.scatter_add_(0, slots, torch.ones_like(slots)))
+
+    def vector() -> NDArray[np.float64]:
+        wrong, right = fetch().numpy()[: 2 * classes].reshape(2, classes)
+        return np.concatenate([wrong + right, right]).astype(np.float64)
+
+    return vector
