@@ -70,7 +70,8 @@ class DivergingLoss(Rule):
         half = self.window // 2
         if lowest > limit and np.median(recent[half:]) >= np.median(recent[:half]):
             self._fired = True
-            first = self._loss.steps[-self.window]
+            below = [at for at, loss in enumerate(values) if not loss > limit]
+            first = self._loss.steps[below[-1] + 1 if below else 0]
             said = f"rose from {spell(start)} at the start to {spell(value)}"
             yield self._say(step, first, value, limit, said)
 

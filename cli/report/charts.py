@@ -1,0 +1,203 @@
+"""Charts of the report, in Bokeh: transparent, and legible on a light and on a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from bokeh.models import (
+    BasicTicker,
+    ColorBar,
+    ColumnDataSource,
+    HoverTool,
+    Legend,
+    LinearColorMapper,
+    LogScale,
+    Span,
+    WheelZoomTool,
+)
+from bokeh.palettes import Viridis256
+from bokeh.plotting import figure
+from stepwatch.cli.report.data import HeatMap, Series
+from stepwatch.cli.report.downsample import keep_extremes
+from stepwatch.rules.finding import Finding, Severity
+
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ec4899", "#14b8a6", "#eab308", "#64748b")
+BAD = "#dc2626"
+_MARKS = {Severity.ERROR: BAD, Severity.WARNING: "#d97706", Severity.INFO: "#0891b2"}
+_TEXT = "#808995"
+_GRID = "#808995"
+_POINTS = 1500
+_MAX_MARKS = 6
+
+
+def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (), *, height: int = 260) -> figure:
+    """Series over global steps; logarithmic where all are positive and span more than two decades."""
+    finite = np.concatenate([line.values[np.isfinite(line.values)] for line in series] or [np.zeros(0)])
+    logarithmic = bool(len(finite) and finite.min() > 0 and finite.max() / finite.min() > 100)
+    chart = _figure(height, "global step", unit, "log" if logarithmic else "linear")
+    items = []
+    for number, line in enumerate(series):
+        kept = keep_extremes(line.values, _POINTS)
+        source = ColumnDataSource({"step": line.steps[kept], "value": line.values[kept]})
+        colour = COLOURS[number % len(COLOURS)]
+        label = f"{line.name} ({line.mode.lower()})" if line.mode != "TRAIN" else line.name
+        parts = [chart.line("step", "value", source=source, color=colour, line_width=1.6)]
+        if len(kept) <= 60:
+            parts.append(chart.scatter("step", "value", source=source, color=colour, size=4))
+        chart.add_tools(
+            HoverTool(renderers=parts[:1], tooltips=[("", label), ("step", "@step"), (unit, "@value{0.0000}")])
+        )
+        items.append((label, parts))
+        broken = ~np.isfinite(line.values)
+        if broken.any():
+            where = line.steps[broken][:200]
+            level = float(finite.max()) if len(finite) else 1.0
+            chart.scatter(where, np.full(len(where), level), marker="x", size=9, color=BAD, line_width=2)
+    if len(items) > 1:
+        legend = Legend(items=items, orientation="horizontal", click_policy="hide")
+        _dress_legend(legend)
+        chart.add_layout(legend, "above")
+    mark(chart, findings)
+    return chart
+
+
+def mark(chart: figure, findings: Sequence[Finding]) -> None:
+    """Lines at the steps where problems began (dashed) and were certain."""
+    for finding in list(findings)[:_MAX_MARKS]:
+        colour = _MARKS[finding.severity]
+        for at, dash in ((finding.first_step, "dashed"), (finding.last_step, "solid")):
+            chart.add_layout(
+                Span(location=at, dimension="height", line_color=colour, line_dash=dash, line_width=1.5, line_alpha=0.8)
+            )
+
+
+def heat(content: HeatMap, unit: str, findings: Sequence[Finding] = ()) -> figure:
+    """Layers by steps, first layer on top; entries that were not finite in red."""
+    count = len(content.layers)
+    height = int(np.clip(18 * count + 90, 160, 900))
+    order = list(reversed(content.layers))
+    chart = _figure(height, "global step", "", "linear", y_range=(0, count))
+    shown = content.values[np.isfinite(content.values) & (content.values > -40)]
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
+    mapper = LinearColorMapper(palette=Viridis256, low=low, high=max(high, low + 1e-6), nan_color="rgba(0,0,0,0)")
+    layer, column = np.nonzero(np.isfinite(content.values) | content.bad)
+    bottom = (count - 1 - layer).astype(np.float32)
+    source = ColumnDataSource(
+        {
+            "left": content.left[column].astype(np.float32),
+            "right": content.right[column].astype(np.float32),
+            "bottom": bottom,
+            "top": bottom + 1,
+            "value": content.values[layer, column].astype(np.float32),
+            "name": [content.layers[i] for i in layer] if count * len(content.left) <= 6000 else layer,
+        }
+    )
+    cells = chart.quad(
+        "left",
+        "right",
+        "top",
+        "bottom",
+        source=source,
+        fill_color={"field": "value", "transform": mapper},
+        line_color=None,
+    )
+    layer, column = np.nonzero(content.bad)
+    bottom = (count - 1 - layer).astype(np.float32)
+    chart.quad(content.left[column], content.right[column], bottom + 1, bottom, fill_color=BAD, line_color=None)
+    chart.add_tools(
+        HoverTool(renderers=[cells], tooltips=[("layer", "@name"), ("step", "@left"), (unit, "@value{0.00}")])
+    )
+    every = max(1, count // 40)
+    ticks = list(range(0, count, every))
+    chart.yaxis.ticker = [tick + 0.5 for tick in ticks]
+    chart.yaxis.major_label_overrides = {tick + 0.5: _shorten(order[tick]) for tick in ticks}
+    chart.ygrid.visible = False
+    bar = ColorBar(color_mapper=mapper, title=unit, width=10, background_fill_color=None, ticker=BasicTicker())
+    bar.title_text_color = bar.major_label_text_color = _TEXT
+    chart.add_layout(bar, "right")
+    mark(chart, findings)
+    return chart
+
+
+def stacked_times(times: pd.DataFrame, findings: Sequence[Finding] = ()) -> figure:
+    """Phases of the steps, stacked; long runs by the slowest step of each stretch."""
+    chart = _figure(260, "global step", "milliseconds", "linear")
+    kept = keep_extremes(times["duration"].to_numpy(), 600)
+    phases = ["data", "forward", "backward", "optimizer", "other"]
+    source = ColumnDataSource(times.iloc[kept])
+    areas = chart.varea_stack(phases, x="step", source=source, color=COLOURS[: len(phases)], fill_alpha=0.75)
+    legend = Legend(
+        items=[(phase, [area]) for phase, area in zip(phases, areas, strict=True)], orientation="horizontal"
+    )
+    _dress_legend(legend)
+    chart.add_layout(legend, "above")
+    high = float(np.percentile(times["duration"], 99)) * 1.3
+    chart.y_range.start, chart.y_range.end = 0, max(high, 1e-3)
+    mark(chart, findings)
+    return chart
+
+
+def samples(rows: pd.DataFrame, unit: str) -> figure:
+    """Lines over seconds, one per label; columns label, seconds, value."""
+    chart = _figure(200, "seconds since the start", unit, "linear")
+    items = []
+    for number, (label, group) in enumerate(rows.groupby("label", sort=False)):
+        kept = keep_extremes(group["value"].to_numpy(dtype=np.float64), _POINTS)
+        colour = COLOURS[number % len(COLOURS)]
+        line = chart.line(
+            group["seconds"].to_numpy()[kept], group["value"].to_numpy()[kept], color=colour, line_width=1.4
+        )
+        items.append((str(label), [line]))
+    legend = Legend(items=items, orientation="horizontal", click_policy="hide")
+    _dress_legend(legend)
+    chart.add_layout(legend, "above")
+    chart.y_range.start = 0
+    return chart
+
+
+def _figure(height: int, x: str, y: str, scale: str, **options: object) -> figure:
+    chart = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        y_axis_type=scale,
+        x_axis_label=x,
+        y_axis_label=y,
+        tools="pan,box_zoom,reset",
+        active_drag="box_zoom",
+        toolbar_location="above",
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        output_backend="canvas",
+        **options,
+    )
+    chart.add_tools(WheelZoomTool(dimensions="width", modifiers={"ctrl": True}))
+    chart.toolbar.logo = None
+    chart.toolbar.autohide = True
+    for axis in (chart.xaxis, chart.yaxis):
+        axis.axis_label_text_color = axis.major_label_text_color = _TEXT
+        axis.axis_line_color = axis.major_tick_line_color = _GRID
+        axis.minor_tick_line_color = None
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px"
+    chart.grid.grid_line_color = _GRID
+    chart.grid.grid_line_alpha = 0.18
+    if isinstance(chart.y_scale, LogScale):
+        chart.yaxis.ticker.num_minor_ticks = 0
+    return chart
+
+
+def _dress_legend(legend: Legend) -> None:
+    legend.label_text_color = _TEXT
+    legend.label_text_font_size = "12px"
+    legend.background_fill_color = None
+    legend.border_line_color = None
+    legend.padding = legend.margin = 2
+    legend.ncols = 3
+
+
+def _shorten(name: str) -> str:
+    short = name.removeprefix("gradient/")
+    return short if len(short) <= 34 else f"...{short[-31:]}"

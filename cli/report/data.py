@@ -1,0 +1,160 @@
+"""What the report shows of a run, read column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from stepwatch.cli.report.downsample import bucket_max
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.records import TensorInfo
+from stepwatch.rules.finding import Finding
+from stepwatch.rules.step import is_loss
+
+MAX_COLUMNS = 120
+MAX_LAYERS = 120
+_PHASES = ("data_ns", "forward_ns", "backward_ns", "optimizer_ns", "hook_ns")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: name, mode, global steps [n] and values [n]."""
+
+    name: str
+    mode: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Layers by steps.
+
+    Attributes:
+        layers: names from the first to the last layer.
+        left, right: steps at which each column begins and ends, [columns].
+        values: log10 of the root mean square, [layers, columns]; NaN where nothing was recorded.
+        bad: whether an entry was not finite, [layers, columns].
+    """
+
+    layers: list[str]
+    left: NDArray[np.float64]
+    right: NDArray[np.float64]
+    values: NDArray[np.float64]
+    bad: NDArray[np.bool_]
+
+
+def scalar_series(trace: Trace, rank: int) -> tuple[list[Series], list[Series]]:
+    """(losses, other scalars) of a rank; evaluations at one step are averaged."""
+    rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=[rank]).to_pandas()
+    losses, others = [], []
+    for (name, mode), group in rows.groupby(["name", "mode"], sort=False):
+        if mode == "EVAL":
+            group = group.groupby("step", as_index=False)["value"].mean()
+        line = Series(str(name), str(mode), group["step"].to_numpy(), group["value"].to_numpy(dtype=np.float64))
+        (losses if is_loss(str(name)) else others).append(line)
+    return losses, others
+
+
+def heat_map(trace: Trace, rank: int, collection: str) -> HeatMap | None:
+    """Root mean squares of a collection's tensors over the saved training steps, or None without any."""
+    members = [t for t in trace.tensors().values() if collection in t.collections and _is_layer(t)]
+    members.sort(key=lambda t: t.order)
+    if not members:
+        return None
+    columns = ["step", "name", "numel", "n_nan", "n_inf", "l2"]
+    table = trace.table(
+        "stats", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"], names=[t.name for t in members]
+    )
+    rows = table.to_pandas()
+    if rows.empty:
+        return None
+    steps = np.unique(rows["step"].to_numpy())
+    at_layer = {t.name: i for i, t in enumerate(members)}
+    layer = rows["name"].map(at_layer).to_numpy()
+    column = np.searchsorted(steps, rows["step"].to_numpy())
+    numel = np.maximum(rows["numel"].to_numpy(), 1)
+    with np.errstate(divide="ignore"):
+        rms = np.log10(rows["l2"].to_numpy() / np.sqrt(numel))
+    values = np.full((len(members), len(steps)), np.nan)
+    values[layer, column] = np.where(np.isfinite(rms), rms, -45.0)
+    bad = np.zeros_like(values)
+    bad[layer, column] = (rows["n_nan"] + rows["n_inf"]).to_numpy() > 0
+    values, first = bucket_max(values, MAX_COLUMNS)
+    bad, _ = bucket_max(bad, MAX_COLUMNS)
+    left = steps[first].astype(np.float64)
+    widths = np.diff(left)
+    last = float(max(np.median(widths), 1)) if len(widths) else 1.0
+    right = np.append(left[1:], left[-1] + last)
+    return _group_layers(HeatMap([t.name for t in members], left, right, values, bad > 0))
+
+
+def _is_layer(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) >= 2
+
+
+def _group_layers(heat: HeatMap) -> HeatMap:
+    """Neighbouring layers joined, by their largest values, where there are too many to see."""
+    count = len(heat.layers)
+    if count <= MAX_LAYERS:
+        return heat
+    values, starts = bucket_max(heat.values.T, MAX_LAYERS)
+    bad, _ = bucket_max(heat.bad.T.astype(np.float64), MAX_LAYERS)
+    ends = [*starts[1:], count]
+    names = [
+        heat.layers[a] if b - a == 1 else f"{heat.layers[a]} and {b - a - 1} more"
+        for a, b in zip(starts, ends, strict=True)
+    ]
+    return HeatMap(names, heat.left, heat.right, values.T, bad.T > 0)
+
+
+def step_times(trace: Trace, rank: int) -> pd.DataFrame:
+    """Milliseconds of each phase of the training steps, ``other`` being what no phase covers; by step."""
+    columns = ["step", "duration_ns", *_PHASES]
+    rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
+    times = rows[["duration_ns", *_PHASES]].fillna(0) / 1e6
+    times.columns = [name.removesuffix("_ns") for name in times.columns]
+    # The hook works inside the other phases: show it as a part of its own, taken from where it mostly is.
+    times["optimizer"] = times["optimizer"].clip(lower=0)
+    covered = times[["data", "forward", "backward", "optimizer"]].sum(axis=1)
+    times["other"] = (times["duration"] - covered).clip(lower=0)
+    times.insert(0, "step", rows["step"])
+    return times
+
+
+def system_series(trace: Trace) -> pd.DataFrame:
+    """Samples with ``seconds`` since the run began: columns seconds, node, device, metric, value."""
+    rows = trace.system().to_pandas()
+    rows["seconds"] = (rows["time_ns"] - trace.info.start_ns) / 1e9
+    return rows
+
+
+def evidence_series(trace: Trace, finding: Finding) -> list[Series]:
+    """The very series that decided: scalars by name, or a column of tensors' statistics."""
+    names: Sequence[str] = finding.evidence.get("series", ())[:6]
+    column = finding.evidence.get("column")
+    if not names:
+        return []
+    if column is None:
+        return [line for group in scalar_series(trace, finding.rank) for line in group if line.name in names]
+    read = {"rms": "l2", "zero_share": "n_zero"}.get(column, column)
+    rows = trace.table(
+        "stats",
+        columns=["step", "name", "numel", read],
+        ranks=[finding.rank],
+        modes=["TRAIN", "GLOBAL"],
+        names=list(names),
+    ).to_pandas()
+    values = rows[read].to_numpy(dtype=np.float64)
+    if column == "rms":
+        values = values / np.sqrt(np.maximum(rows["numel"].to_numpy(), 1))
+    elif column == "zero_share":
+        values = values / np.maximum(rows["numel"].to_numpy(), 1)
+    rows["value"] = values
+    return [
+        Series(str(name), "TRAIN", group["step"].to_numpy(), group["value"].to_numpy(dtype=np.float64))
+        for name, group in rows.groupby("name", sort=False)
+    ]

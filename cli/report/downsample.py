@@ -1,0 +1,47 @@
+"""Fewer points of a long series, with its extremes kept."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def keep_extremes(values: NDArray[np.float64], size: int) -> NDArray[np.intp]:
+    """Indices of at most ``size`` points, ascending: the ends, and of each stretch its lowest and highest.
+
+    A spike of one step in a million is still there. Points that are not finite count as highest.
+
+    Args:
+        values: float64 [n].
+        size: at least 4.
+    """
+    count = len(values)
+    if count <= size:
+        return np.arange(count)
+    buckets = (size - 2) // 2
+    edges = np.linspace(0, count, buckets + 1).astype(np.intp)
+    comparable = np.where(np.isfinite(values), values, np.inf)
+    kept = {0, count - 1}
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        part = comparable[start:end]
+        kept.add(int(start + part.argmin()))
+        kept.add(int(start + part.argmax()))
+    return np.array(sorted(kept), dtype=np.intp)
+
+
+def bucket_max(matrix: NDArray[np.float64], size: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Largest value of each of at most ``size`` stretches of columns, and the first column of each.
+
+    Args:
+        matrix: float64 [rows, columns]; NaN where nothing was recorded, ignored unless a stretch has no other.
+
+    Returns:
+        float64 [rows, stretches] and index [stretches].
+    """
+    columns = matrix.shape[1]
+    starts = np.unique(np.linspace(0, columns, min(size, columns), endpoint=False).astype(np.intp))
+    if len(starts) == columns:
+        return matrix, starts
+    filled = np.where(np.isnan(matrix), -np.inf, matrix)
+    largest = np.maximum.reduceat(filled, starts, axis=1)
+    return np.where(np.isneginf(largest), np.nan, largest), starts

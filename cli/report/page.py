@@ -1,0 +1,291 @@
+"""Puts the report together: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bokeh.embed import components
+from bokeh.resources import Resources
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from stepwatch.cli.render import looked_at
+from stepwatch.cli.report import charts
+from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series, step_times, system_series
+from stepwatch.cli.summary import state_of
+from stepwatch.probe.store.control import read_acknowledgement
+from stepwatch.probe.store.layout import write_atomically
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
+from stepwatch.rules.replay import Analysis, analyze
+
+_HEATS = (
+    ("gradients", "Gradients", "log10 of the root mean square of each layer's gradient"),
+    ("weights", "Weights", "log10 of the root mean square of each layer's weights"),
+    ("activations", "Activations", "log10 of the root mean square of each activation's output"),
+)
+_OTHER_CHARTS = 8
+_RANKING = [Severity.ERROR, Severity.WARNING, Severity.INFO]
+
+
+def write_report(trace: Trace, output: Path, specs: Sequence[RuleSpec]) -> Path:
+    """Write the page about a run and return its path.
+
+    Args:
+        trace: the run, finished or live.
+        output: the file; its directory must exist.
+        specs: the rules to judge with.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    analysis = analyze(trace, specs)
+    plots, context = _content(trace, analysis)
+    script, divisions = components(plots) if plots else ("", {})
+    code = re.sub(r"^\s*<script[^>]*>|</script>\s*$", "", script.strip())
+    library = "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
+    resources = files(__package__)
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = template.from_string(resources.joinpath("template.html").read_text("utf-8")).render(
+        **context,
+        style=Markup(resources.joinpath("style.css").read_text("utf-8")),
+        divisions={name: Markup(division) for name, division in divisions.items()},
+        library=Markup(library),
+        code=Markup(code),
+        script_hashes=" ".join(_hash(text) for text in (library, code)),
+    )
+    write_atomically(output, page.encode())
+    return output
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(charts by name, everything else that the template needs)."""
+    rank = trace.ranks[0] if trace.ranks else 0
+    findings = sorted(analysis.findings, key=lambda f: (_RANKING.index(f.severity), f.first_step))
+    losses, others = scalar_series(trace, rank)
+    plots: dict[str, Any] = {}
+    if losses:
+        plots["loss"] = charts.lines(losses, "loss", findings, height=300)
+    for number, finding in enumerate(findings):
+        evidence = evidence_series(trace, finding)
+        if evidence:
+            unit = str(finding.evidence.get("unit", "value"))
+            plots[f"finding{number}"] = charts.lines(evidence, unit, [finding], height=200)
+    scalars = _scalar_groups(others)
+    for number, (name, group) in enumerate(scalars):
+        plots[f"scalar{number}"] = charts.lines(group, name, findings, height=180)
+    heats = []
+    for collection, title, unit in _HEATS:
+        content = heat_map(trace, rank, collection)
+        if content is not None:
+            plots[collection] = charts.heat(content, "log10 rms", findings)
+            heats.append({"key": collection, "title": title, "unit": unit, "layers": len(content.layers)})
+    times = step_times(trace, rank)
+    if len(times):
+        plots["times"] = charts.stacked_times(times, findings)
+    machine = _machine(trace, plots)
+    context = {
+        "title": trace.info.job_name,
+        "run": str(trace.path),
+        "facts": _facts(trace, times["duration"].to_numpy() if len(times) else np.zeros(0)),
+        "summary": _summary(trace, analysis, findings),
+        "tone": "bad" if findings else ("good" if any(r.coverage.decided for r in analysis.results) else "open"),
+        "rules": [_rule_row(result) for result in analysis.results],
+        "findings": [_finding(number, finding, plots) for number, finding in enumerate(findings)],
+        "actions": _actions(trace),
+        "loss_table": [_line_row(line) for line in losses],
+        "scalars": [{"key": f"scalar{i}", "name": name} for i, (name, _) in enumerate(scalars)],
+        "heats": heats,
+        "times": _time_table(times),
+        "machine": machine,
+        "recorded": _recorded(trace, rank),
+        "reservations": [*analysis.notes, *analysis.warnings, *_counters(analysis)],
+        "versions": trace.info.versions,
+        "config": trace.info.config,
+        "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    return plots, context
+
+
+def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
+    info = trace.info
+    ends = [end for rank in trace.ranks if (end := trace.end(rank)) is not None]
+    steps = trace.table("steps", columns=["step", "time_ns"], modes=["TRAIN", "GLOBAL"])
+    last = ends[0].time_ns if ends else int(max(steps["time_ns"].to_pylist(), default=info.start_ns))
+    facts = [
+        ("State", state_of(trace)),
+        ("Started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.start_ns / 1e9))),
+        ("Duration", _spell_seconds((last - info.start_ns) / 1e9)),
+        ("Training steps", str(len(np.unique(steps["step"].to_numpy())))),
+    ]
+    if len(durations):
+        facts.append(
+            ("Step time", f"{np.median(durations):.3g} ms (median), {np.percentile(durations, 95):.3g} ms (p95)")
+        )
+    facts += [("Ranks", str(info.world_size)), ("Host", info.host), ("Command", " ".join(info.command))]
+    return facts
+
+
+def _summary(trace: Trace, analysis: Analysis, findings: list[Finding]) -> list[str]:
+    """What happened, in one paragraph of sentences."""
+    if not findings:
+        undecided = [result.rule for result in analysis.results if not result.coverage.decided]
+        decided = len(analysis.results) - len(undecided)
+        if not decided:
+            return ["No rule could decide: see below what was missing."]
+        sentences = [f"No issue was found by the {decided} rules that could decide."]
+        if undecided:
+            sentences.append(f"{len(undecided)} could not: {', '.join(undecided)}.")
+        return sentences
+    worst = findings[0]
+    sentences = [f"{worst.rule}, from step {worst.first_step}: {worst.message}.", f"Try: {worst.suggestion}."]
+    if len(findings) > 1:
+        others = ", ".join(dict.fromkeys(f.rule for f in findings[1:]))
+        sentences.append(f"Found besides: {others}.")
+    for rank in trace.ranks[:1]:
+        answer = read_acknowledgement(trace.path, rank)
+        if answer is not None:
+            kept = (
+                f" after its checkpoint {answer.checkpoint} was written"
+                if answer.checkpoint
+                else " without a checkpoint"
+            )
+            sentences.append(f"The job was stopped after {answer.step} steps,{kept}.")
+    return sentences
+
+
+def _rule_row(result: RuleResult) -> dict[str, str]:
+    if result.status is Status.ISSUES_FOUND:
+        worst = min(result.findings, key=lambda f: _RANKING.index(f.severity))
+        kind, verdict = worst.severity.value, "issue found"
+    elif result.status is Status.ERROR:
+        kind, verdict = "error", "rule failed"
+    elif not result.coverage.decided:
+        kind, verdict = "open", "not decided"
+    else:
+        kind, verdict = "good", "nothing yet" if result.status is Status.IN_PROGRESS else "no issue"
+    return {"rule": result.rule, "kind": kind, "verdict": verdict, "looked_at": looked_at(result)}
+
+
+def _finding(number: int, finding: Finding, plots: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "key": f"finding{number}",
+        "charted": f"finding{number}" in plots,
+        "rule": finding.rule,
+        "severity": finding.severity.value,
+        "first": finding.first_step,
+        "last": finding.last_step,
+        "rank": finding.rank,
+        "message": finding.message,
+        "suggestion": finding.suggestion,
+        "value": f"{finding.value:.4g}",
+        "threshold": f"{finding.threshold:.4g}",
+        "tensors": list(finding.tensors),
+    }
+
+
+def _actions(trace: Trace) -> list[dict[str, str]]:
+    return [
+        {"rule": row["rule"], "action": done["action"], "outcome": done["outcome"], "detail": done["detail"]}
+        for row in trace.findings()
+        for done in row["actions"]
+    ]
+
+
+def _scalar_groups(series: list[Series]) -> list[tuple[str, list[Series]]]:
+    """Scalars that are not losses by name, those that never change left out."""
+    groups: dict[str, list[Series]] = {}
+    for line in series:
+        if len(line.values) > 1 and np.nanmin(line.values) != np.nanmax(line.values):
+            groups.setdefault(line.name, []).append(line)
+    return list(groups.items())[:_OTHER_CHARTS]
+
+
+def _line_row(line: Series) -> dict[str, str]:
+    finite = line.values[np.isfinite(line.values)]
+    best = f"{finite.min():.4g} at step {line.steps[np.nanargmin(line.values)]}" if len(finite) else "-"
+    return {
+        "name": line.name,
+        "mode": line.mode.lower(),
+        "first": f"{line.values[0]:.4g}",
+        "best": best,
+        "last": f"{line.values[-1]:.4g}",
+        "broken": str(len(line.values) - len(finite)),
+    }
+
+
+def _time_table(times: Any) -> list[dict[str, str]]:
+    if not len(times):
+        return []
+    total = float(times["duration"].sum()) or 1.0
+    return [
+        {
+            "phase": phase,
+            "median": f"{np.median(times[phase]):.3g}",
+            "p95": f"{np.percentile(times[phase], 95):.3g}",
+            "share": f"{100 * float(times[phase].sum()) / total:.1f} %",
+        }
+        for phase in ("duration", "data", "forward", "backward", "optimizer", "other", "hook")
+    ]
+
+
+def _machine(trace: Trace, plots: dict[str, Any]) -> list[dict[str, str]]:
+    """Charts of the machine's use that there is data for."""
+    rows = system_series(trace)
+    shown = []
+    if rows.empty:
+        return shown
+    rows["label"] = rows["device"] + " " + rows["metric"]
+    for key, title, unit, metrics in (
+        ("percent", "Utilisation", "percent", ("cpu_percent", "memory_percent", "utilization_percent")),
+        ("memory", "Memory", "GiB", ("memory_rss_bytes", "memory_used_bytes")),
+        ("rates", "Disk and network", "MiB/s", tuple(m for m in rows["metric"].unique() if m.endswith("_per_s"))),
+    ):
+        chosen = rows[rows["metric"].isin(metrics)].copy()
+        if chosen.empty:
+            continue
+        chosen["value"] /= {"percent": 1.0, "GiB": 2.0**30, "MiB/s": 2.0**20}[unit]
+        plots[f"machine_{key}"] = charts.samples(chosen, unit)
+        shown.append({"key": f"machine_{key}", "title": title})
+    return shown
+
+
+def _recorded(trace: Trace, rank: int) -> list[tuple[str, str]]:
+    steps = trace.table("steps", columns=["step", "saved"], ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
+    saved = np.unique(steps.loc[steps["saved"].fillna(False).astype(bool), "step"].to_numpy())
+    gaps = np.diff(saved)
+    interval = f"every {int(np.median(gaps))} steps (median)" if len(gaps) else "-"
+    collections: dict[str, int] = {}
+    for tensor in trace.tensors().values():
+        for name in tensor.collections:
+            collections[name] = collections.get(name, 0) + 1
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(collections.items())) or "none"
+    return [
+        ("Tensors by collection", listed),
+        ("Steps with tensors saved", f"{len(saved)} of {len(steps)}, {interval}"),
+        ("Losses and scalars", "at every step"),
+    ]
+
+
+def _counters(analysis: Analysis) -> list[str]:
+    return [f"{value} {name.replace('_', ' ')}" for name, value in analysis.counters.items() if value]
+
+
+def _spell_seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
