@@ -50,7 +50,8 @@ class HeatMap:
 def scalar_series(trace: Trace, rank: int) -> tuple[list[Series], list[Series]]:
     """(losses, other scalars) of a rank; evaluations at one step are averaged."""
     rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=[rank]).to_pandas()
-    losses, others = [], []
+    losses: list[Series] = []
+    others: list[Series] = []
     for (name, mode), group in rows.groupby(["name", "mode"], sort=False):
         if mode == "EVAL":
             group = group.groupby("step", as_index=False)["value"].mean()
@@ -117,19 +118,17 @@ def step_times(trace: Trace, rank: int) -> pd.DataFrame:
     rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
     times = rows[["duration_ns", *_PHASES]].fillna(0) / 1e6
     times.columns = [name.removesuffix("_ns") for name in times.columns]
-    # The hook works inside the other phases: show it as a part of its own, taken from where it mostly is.
-    times["optimizer"] = times["optimizer"].clip(lower=0)
     covered = times[["data", "forward", "backward", "optimizer"]].sum(axis=1)
     times["other"] = (times["duration"] - covered).clip(lower=0)
     times.insert(0, "step", rows["step"])
-    return times
+    return pd.DataFrame(times)
 
 
 def system_series(trace: Trace) -> pd.DataFrame:
     """Samples with ``seconds`` since the run began: columns seconds, node, device, metric, value."""
     rows = trace.system().to_pandas()
     rows["seconds"] = (rows["time_ns"] - trace.info.start_ns) / 1e9
-    return rows
+    return pd.DataFrame(rows)
 
 
 def evidence_series(trace: Trace, finding: Finding) -> list[Series]:

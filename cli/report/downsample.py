@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ def keep_extremes(values: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     edges = np.linspace(0, count, buckets + 1).astype(np.intp)
     comparable = np.where(np.isfinite(values), values, np.inf)
     kept = {0, count - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         part = comparable[start:end]
         kept.add(int(start + part.argmin()))
         kept.add(int(start + part.argmax()))

@@ -244,7 +244,7 @@ def _time_table(times: Any) -> list[dict[str, str]]:
 def _machine(trace: Trace, plots: dict[str, Any]) -> list[dict[str, str]]:
     """Charts of the machine's use that there is data for."""
     rows = system_series(trace)
-    shown = []
+    shown: list[dict[str, str]] = []
     if rows.empty:
         return shown
     rows["label"] = rows["device"] + " " + rows["metric"]
