@@ -17,9 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RUN 256     /* entries whose sums are in single precision */
-#define BLOCK 2048  /* entries that go the fast or the careful way; stays in the first-level cache */
-#define CHUNK 65536 /* entries that one thread takes at a time */
+#define RUN 256       /* entries whose sums are in single precision, 16 to each of 16 lanes */
+#define SHORT_RUN 128 /* the same, to each of 8 lanes */
+#define BLOCK 2048    /* entries that go the fast or the careful way; stays in the first-level cache */
+#define CHUNK 65536   /* entries that one thread takes at a time */
 #define WORTH_THREADS (4 * CHUNK)
 #define COLUMNS 11
 
@@ -83,8 +84,8 @@ static int accept(summary_t *part, const sums_t *s, int64_t n) {
 VECTORISED
 static void add_up(sums_t *total, const float *restrict x, int64_t n) {
     *total = (sums_t){0, 0, 0, x[0], x[0], 0};
-    for (int64_t at = 0; at < n; at += RUN) {
-        int64_t length = n - at < RUN ? n - at : RUN;
+    for (int64_t at = 0; at < n; at += SHORT_RUN) {
+        int64_t length = n - at < SHORT_RUN ? n - at : SHORT_RUN;
         const float *restrict run = x + at;
         float sum = 0, l1 = 0, squares = 0, low = x[0], high = x[0];
         int32_t zeros = 0;
