@@ -349,7 +349,14 @@ def _modified(path: Path) -> float:
 
 
 def iterate_file(path: Path, columns: list[str] | None, rows: int) -> Iterator[pa.Table]:
-    """A file's rows in pieces of at most ``rows``."""
+    """A file's rows in pieces of at most ``rows``.
+
+    Raises:
+        ValueError: the file lacks a column.
+    """
     with pq.ParquetFile(path) as file:
+        lacking = set(columns or ()) - set(file.schema_arrow.names)
+        if lacking:
+            raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
         for batch in file.iter_batches(batch_size=rows, columns=columns):
             yield pa.Table.from_batches([batch])

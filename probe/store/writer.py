@@ -225,14 +225,14 @@ class TraceWriter:
         try:
             if self._tensors_changed:
                 self._write_tensors()
-            if not self._parts.pending:
-                rows = [self._system_rows.popleft() for _ in range(len(self._system_rows))]
-                with self._mutex:
-                    records, self._waiting = self._waiting, []
-                tables = self._builder.build(records) if records else {}
-                if rows:
-                    tables = {"system": _system_table(rows), **tables}
-                self._parts.prepare(tables)
+            self._parts.write()  # what an earlier flush could not write comes first
+            rows = [self._system_rows.popleft() for _ in range(len(self._system_rows))]
+            with self._mutex:
+                records, self._waiting = self._waiting, []
+            tables = self._builder.build(records) if records else {}
+            if rows:
+                tables = {"system": _system_table(rows), **tables}
+            self._parts.prepare(tables)
             self._parts.write()
             self._rank_file.save()
         except OSError as error:
