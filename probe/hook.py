@@ -449,6 +449,9 @@ class Hook:
 
     def _see_gradients(self, record: OpenRecord, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if optimizer is self._optimizers[0]:
+            held = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
+            parameters += self._tensors.parameters_outside(record, held)
         self._tensors.see_gradients(record, parameters, optimizer)
 
     def _stop_if_due(self) -> None:

@@ -137,6 +137,10 @@ class TensorRecorder:
         else:
             self._see_parameters(record, pairs, lambda pending: _Unscaled(pending, scale, overflow))
 
+    def parameters_outside(self, record: OpenRecord, held: set[int]) -> list[torch.Tensor]:
+        """Parameters whose gradients are recorded although no optimizer holds them; ``held`` by ``id``."""
+        return [entry.tensor for key, entry in self._select(record).gradients.items() if key not in held]
+
     def _see_parameters(
         self,
         record: OpenRecord,

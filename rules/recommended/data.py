@@ -15,23 +15,35 @@ from stepwatch.rules.step import Step
 class ClassImbalance(Rule):
     """Rare classes are given up: the model predicts the frequent ones in their place.
 
-    Imbalance alone is a property of the data, and no fault where the rare classes are learnt. From the labels
-    and predictions of training batches after the first ``warm_up`` steps, a class is rare when it has at most
-    1 / ``imbalance`` of the samples of the most frequent one. It fires when the rare classes together, with at
-    least ``samples`` samples, are predicted right in less than ``recall`` of the cases while the frequent
-    class is right in more than 80 %. Older samples fade (by half every 200 saved steps).
+    Imbalance alone is a property of the data, and no fault where the rare classes are learnt, which takes
+    longer than the frequent ones. From the labels and predictions of training batches after the first
+    ``warm_up`` steps, older ones fading by half every ``half_life`` saved steps, a class is rare when it has at
+    most 1 / ``imbalance`` of the samples of the most frequent one. It fires when for ``lasting`` optimizer steps
+    the rare classes together, with at least ``samples`` samples of weight, were predicted right in less than
+    ``recall`` of the cases while the frequent class was in more than 80 %.
 
     Args:
         imbalance: ratio between the most frequent class and a rare one.
         recall: share of rare samples predicted right below which they are given up, in (0, 1).
-        samples: samples of rare classes before it judges.
+        samples: weight of samples of rare classes below which nothing is said.
         warm_up: steps before which predictions do not count.
+        lasting: optimizer steps that it must last.
+        half_life: saved steps after which a sample counts half.
     """
 
     severity = Severity.WARNING
     derived = ("class_counts",)
 
-    def __init__(self, *, imbalance: float = 10.0, recall: float = 0.2, samples: int = 20, warm_up: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        imbalance: float = 10.0,
+        recall: float = 0.2,
+        samples: int = 10,
+        warm_up: int = 50,
+        lasting: int = 200,
+        half_life: int = 50,
+    ) -> None:
         positive("imbalance", imbalance)
         positive("samples", samples)
         if not 0 < recall < 1:
@@ -39,7 +51,11 @@ class ClassImbalance(Rule):
         self.imbalance = imbalance
         self.recall = recall
         self.samples = samples
+        positive("half_life", half_life)
         self.warm_up = warm_up
+        self.lasting = lasting
+        self.half_life = half_life
+        self._since: int | None = None
         self._name = ""
         self._counts: NDArray[np.float64] | None = None
         self._steps: list[int] = []
@@ -55,7 +71,7 @@ class ClassImbalance(Rule):
                 self._name = name
                 new = vector.reshape(2, -1)
                 same = self._counts is not None and self._counts.shape == new.shape
-                self._counts = self._counts * 0.5 ** (1 / 200) + new if same else new.copy()  # type: ignore[operator]
+                self._counts = self._counts * 0.5 ** (1 / self.half_life) + new if same else new.copy()  # type: ignore[operator]
                 self._steps.append(step.step)
                 yield from self._judge(step)
 
@@ -66,16 +82,23 @@ class ClassImbalance(Rule):
         rare = np.flatnonzero((labels > 0) & (labels <= labels[most] / self.imbalance))
         total = float(labels[rare].sum())
         if total < self.samples:
+            self._since = None
             return
         recall = float(right[rare].sum() / total)
-        self._margin = max(self._margin, self.recall / max(recall, 1e-3))
-        if recall < self.recall and right[most] > 0.8 * labels[most]:
+        if recall >= self.recall or right[most] <= 0.8 * labels[most]:
+            self._since = None
+            return
+        if self._since is None:
+            self._since = step.step
+        lasted = step.step - self._since
+        self._margin = max(self._margin, lasted / self.lasting)
+        if lasted >= self.lasting:
             self._fired = True
             ratio = labels[most] / labels[rare].min()
             listed = ", ".join(str(int(c)) for c in rare[:10]) + ("..." if len(rare) > 10 else "")
             yield self.finding(
                 step,
-                first_step=self._steps[0],
+                first_step=self._since,
                 tensors=[self._name],
                 value=recall,
                 threshold=self.recall,
@@ -90,8 +113,11 @@ class ClassImbalance(Rule):
     def coverage(self) -> Coverage:
         """See the base class."""
         missing: tuple[str, ...] = ()
+        needed = self.warm_up + self.lasting
         if self._counts is None:
             missing = (f"no labels of a cross-entropy loss were recorded after step {self.warm_up}",)
+        elif self._steps[-1] < needed:
+            missing = (f"labels up to step {self._steps[-1]}; it judges from step {needed} on",)
         return Coverage(
             decided=not missing,
             steps=len(self._steps),

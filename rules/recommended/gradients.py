@@ -136,14 +136,22 @@ class ExplodingTensor(Rule):
     saved steps in a row, while the training loss is worse than in its first steps. One spike is no
     explosion, and neither is a large gradient on a loss that falls.
 
+    Weights run away when half of the weight matrices have grown to more than ``growth`` times their size at
+    the first saved step, in as many saved steps, with the loss no better than the very first.
+
     Args:
         factor: multiple of the median gradient norm.
+        growth: multiple of the first norm of a weight matrix.
         patience: saved steps in a row.
     """
 
-    def __init__(self, *, factor: float = 100.0, patience: int = 3) -> None:
+    def __init__(self, *, factor: float = 100.0, growth: float = 30.0, patience: int = 3) -> None:
         positive("factor", factor)
+        positive("growth", growth)
         positive("patience", patience)
+        self.growth = growth
+        self._sizes: dict[str, float] = {}
+        self._grown: list[int] = []
         self.factor = factor
         self.patience = patience
         self._loss = TrainingLoss()
@@ -188,8 +196,9 @@ class ExplodingTensor(Rule):
             if culprit is not None:
                 yield self._say_tensor(step, stats, culprit, bad_loss)
                 return
+        yield from self._judge_growth(step, stats)
         rows = stats.tensors.rows("gradients")
-        if not len(rows):
+        if not len(rows) or self._fired:
             return
         norm = float(np.sqrt(np.square(stats.l2[rows]).sum()))
         usual = float(np.median(self._norms)) if len(self._norms) >= 10 else math.inf
@@ -214,6 +223,33 @@ class ExplodingTensor(Rule):
                 f"usual {spell(usual)}; the largest is that of {names[0]}",
                 suggestion="lower the learning rate, clip gradients by norm, add warm-up",
                 evidence={"series": names, "column": "l2", "unit": "gradient norm"},
+            )
+
+    def _judge_growth(self, step: Step, stats: Stats) -> Iterator[Finding]:
+        tensors = stats.tensors
+        rows = [i for i in tensors.rows("weights") if len(tensors.infos[i].shape) >= 2 and stats.l2[i] > 0]
+        ratios = {i: stats.l2[i] / self._sizes.setdefault(tensors.names[i], float(stats.l2[i])) for i in rows}
+        middle = float(np.median(list(ratios.values()))) if ratios else 0.0
+        losses = self._loss.values
+        if middle <= self.growth or not losses or not losses[-1] > losses[0]:
+            self._grown.clear()
+            return
+        self._grown.append(step.step)
+        if len(self._grown) >= self.patience:
+            self._fired = True
+            largest = sorted(ratios, key=lambda i: -ratios[i])[:_NAMED]
+            names = [tensors.names[i] for i in largest]
+            yield self.finding(
+                step,
+                first_step=self._grown[0],
+                tensors=names,
+                value=middle,
+                threshold=self.growth,
+                message=f"the weights have grown to {middle:.0f} times their initial size (median over "
+                f"{len(rows)} matrices; {names[0]} to {ratios[largest[0]]:.0f} times) and the loss is no better than "
+                "at the first step",
+                suggestion="lower the learning rate by one or more powers of ten",
+                evidence={"series": names, "column": "l2", "unit": "norm"},
             )
 
     def _worse_than_at_first(self) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from stepwatch.rules.finding import Coverage
 from stepwatch.rules.step import Step
+
+
+_CAPTURED = re.compile(r"_output_\d+$")
 
 
 class TrainingLoss:
@@ -33,7 +37,7 @@ class TrainingLoss:
         losses = step.train_losses()
         if not losses:
             return None
-        captured = {name: value for name, value in losses.items() if name.endswith("_output_0")} or losses
+        captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
         self._names |= captured.keys()
         if len(captured) > 1 or self.several:
             return None
