@@ -126,7 +126,7 @@ def stacked_times(times: pd.DataFrame, findings: Sequence[Finding] = ()) -> figu
     chart = _figure(260, "global step", "milliseconds", "linear")
     kept = keep_extremes(times["duration"].to_numpy(), 600)
     phases = ["data", "forward", "backward", "optimizer", "other"]
-    source = ColumnDataSource(times.iloc[kept])
+    source = ColumnDataSource({name: times[name].to_numpy()[kept] for name in ("step", *phases)})
     areas = chart.varea_stack(phases, x="step", source=source, color=COLOURS[: len(phases)], fill_alpha=0.75)
     legend = Legend(
         items=[(phase, [area]) for phase, area in zip(phases, areas, strict=True)], orientation="horizontal"

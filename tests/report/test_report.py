@@ -1,0 +1,184 @@
+"""The report, of real traces, read as text and opened in a real browser."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from stepwatch.cli.report.downsample import bucket_max, keep_extremes
+from stepwatch.cli.report.page import write_report
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.records import StepRecord, TensorInfo
+from stepwatch.probe.store.schema import STAT_COLUMNS
+from stepwatch.probe.store.writer import TraceWriter
+from stepwatch.rules.catalogue import configure
+
+HOSTILE = "</script><img src=x onerror=alert(1)>&'\"{{7*7}}"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def make_run(path: Path, *, steps: int, tensors: int, every: int = 1, name: str = "Net", nan_at: int = -1) -> Trace:
+    writer = TraceWriter(path, run_info={"job_name": f"job {name}", "command": ["python", name]}, queue_bytes=1 << 30)
+    names = tuple(f"gradient/{name}_{i}.weight" for i in range(tensors))
+    for order, tensor in enumerate(names):
+        writer.describe(TensorInfo(tensor, (4, 4), "float32", ("gradients",), f"{order}", "Linear", order))
+    generator = np.random.default_rng(0)
+    start = 10**18
+    for step in range(steps):
+        saved = step % every == 0
+        matrix = np.abs(generator.normal(size=(tensors, len(STAT_COLUMNS)))) * 0.01
+        matrix[:, :4] = [16, 0, 0, 0]
+        loss = 2.0 * math.exp(-step / (steps / 3)) + 0.01 * generator.normal()
+        if 0 <= nan_at <= step:
+            loss, matrix[:, 1] = math.nan, 3
+        writer.submit(
+            StepRecord(
+                step,
+                "TRAIN",
+                step,
+                start + step * 10**7,
+                names=names,
+                stats=matrix if saved else None,
+                scalars=[("loss_output_0", loss), (f"metric {name}", float(generator.normal()))],
+                timing={"duration_ns": 10**7, "forward_ns": 3 * 10**6, "backward_ns": 5 * 10**6},
+                saved=saved,
+            )
+        )
+    writer.submit_system([(start + i * 10**8, "node", "cpu_percent", float(i % 100)) for i in range(200)])
+    writer.close("finished", last_step=steps)
+    return Trace(path)
+
+
+class Text(HTMLParser):
+    """Collects visible text, tags and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text.append(data)
+
+
+def parse(page: Path) -> tuple[str, list[tuple[str, dict[str, str | None]]]]:
+    parser = Text()
+    parser.feed(page.read_text())
+    return re.sub(r"\s+", " ", " ".join(parser.text)), parser.tags
+
+
+def test_the_page_says_what_happened(tmp_path: Path) -> None:
+    trace = make_run(tmp_path / "run", steps=60, tensors=6, nan_at=40)
+    text, _ = parse(write_report(trace, tmp_path / "r.html", configure(None)))
+    assert "Issues found" in text
+    assert "gradient/Net_5.weight holds NaN in 3 of 16 entries at step 40" in text
+    assert "Try:" in text and "not decided" in text and "finished after 60 steps" in text
+    assert "Gradients by layer" in text and "Where the step's time goes" in text
+
+
+def test_a_healthy_run_is_not_green_for_rules_that_could_not_decide(tmp_path: Path) -> None:
+    trace = make_run(tmp_path / "run", steps=30, tensors=6)
+    text, _ = parse(write_report(trace, tmp_path / "r.html", configure(["DeadRelu", "StalledLoss"])))
+    assert "Not decided" in text and "No rule could decide" in text
+    assert "no issue" not in text.lower().replace("no issue was", "")
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    trace = make_run(tmp_path / "run", steps=60, tensors=3, name=HOSTILE, nan_at=30)
+    text, tags = parse(write_report(trace, tmp_path / "r.html", configure(None)))
+    assert HOSTILE in text
+    assert not [tag for tag, attributes in tags if tag == "img" or any(name.startswith("on") for name in attributes)]
+    assert len([tag for tag, _ in tags if tag == "script"]) == 2
+
+
+def test_nothing_may_be_fetched(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "run", steps=20, tensors=2), tmp_path / "r.html", configure(None))
+    _, tags = parse(page)
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy and "script-src 'unsafe" not in policy
+    assert not [a for t, a in tags if t in ("link", "iframe") or a.get("src") or (t == "a" and a.get("href"))]
+
+
+def test_a_long_run_of_many_layers_stays_small(tmp_path: Path) -> None:
+    trace = make_run(tmp_path / "run", steps=20_000, tensors=300, every=40)
+    page = write_report(trace, tmp_path / "r.html", configure(None))
+    assert page.stat().st_size < 5e6
+
+
+@given(arrays(np.float64, st.integers(1, 400), elements=st.floats(width=32)), st.integers(4, 60))
+@settings(max_examples=200, deadline=None)
+def test_thinned_series_keep_their_extremes_and_order(values: np.ndarray, size: int) -> None:
+    kept = keep_extremes(values, size)
+    assert len(kept) <= max(size, 4)
+    assert (np.diff(kept) > 0).all()
+    assert kept[0] == 0 and kept[-1] == len(values) - 1
+    if np.isfinite(values).all():
+        assert values[kept].min() == values.min() and values[kept].max() == values.max()
+    else:
+        assert not np.isfinite(values[kept]).all()
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 50)), elements=st.floats(-1e6, 1e6)),
+    st.integers(1, 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_joined_columns_keep_the_largest(matrix: np.ndarray, size: int) -> None:
+    joined, starts = bucket_max(matrix, size)
+    assert joined.shape == (len(matrix), len(starts)) and len(starts) <= size
+    ends = [*starts[1:], matrix.shape[1]]
+    for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        np.testing.assert_array_equal(joined[:, column], matrix[:, start:end].max(axis=1))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page cannot be opened")
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_a_browser_draws_it_without_a_complaint(tmp_path: Path, look: str) -> None:
+    page = write_report(
+        make_run(tmp_path / "run", steps=80, tensors=6, nan_at=60), tmp_path / "r.html", configure(None)
+    )
+    size = "390,4000" if look == "phone" else "1100,3000"
+    picture = tmp_path / "page.png"
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--disable-gpu", "--enable-logging=stderr", f"--window-size={size}"]
+    command += ["--no-sandbox"] if os.geteuid() == 0 else []
+    command += ["--blink-settings=preferredColorScheme=0"] if look == "dark" else []
+    command += ["--virtual-time-budget=8000", f"--user-data-dir={tempfile.mkdtemp(dir=tmp_path)}"]
+    shot = subprocess.run(
+        [*command, f"--screenshot={picture}", f"file://{page}"], capture_output=True, text=True, timeout=120
+    )
+    # A layout that settles in two rounds is announced by the browser and harmless.
+    console = [line for line in shot.stderr.splitlines() if "CONSOLE" in line and "ResizeObserver loop" not in line]
+    assert [line for line in console if "bokeh" not in line or "error" in line.lower()] == []
+    drawn = subprocess.run(
+        [*command, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert drawn.count("bk-Figure") >= 5
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        corner = image.convert("RGB").getpixel((3, 3))
+        colours = len(image.convert("RGB").resize((200, 400)).getcolors(100_000) or [])
+    assert (sum(corner) < 200) == (look == "dark")
+    assert colours > 200
