@@ -18,7 +18,7 @@ from stepwatch.probe.store.schema import STAT_COLUMNS
 Matrix = NDArray[np.float64]
 
 _WIDTH = 4096
-_CPU_ROWS = 64  # a few caches full
+_CPU_ROWS = 32  # 1 MiB of doubles: they stay in the cache
 _DEVICE_ROWS = 4096  # 128 MiB of doubles
 
 
@@ -71,16 +71,18 @@ def _rows(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
 
 
 def _summarise(rows: torch.Tensor) -> torch.Tensor:
-    """Of each row [finite, n_inf, n_zero, min, max, mean, spread, l1].
+    """Of each row [finite, n_nan with the padding, n_zero, min, max, mean, spread, l1].
 
     ``mean``, ``spread`` (sum of squares about the mean) and ``l1`` are of the entries divided by the largest
     magnitude of the row, so that no square leaves the range of the type.
     """
-    usable = torch.isfinite(rows)
-    low = torch.where(usable, rows, float("inf")).amin(1)
-    high = torch.where(usable, rows, float("-inf")).amax(1)
+    infinity = float("inf")
+    clean = torch.nan_to_num(rows, 0, 0, 0)
+    usable = rows == clean
+    low = torch.nan_to_num(rows, infinity, infinity, infinity).amin(1)
+    high = torch.nan_to_num(rows, -infinity, -infinity, -infinity).amax(1)
     largest = torch.maximum(-low, high)
-    scaled = torch.where(usable, rows, 0) / torch.where(largest > 0, largest, 1)[:, None]
+    scaled = clean.div_(torch.where(largest > 0, largest, 1)[:, None])
     finite = usable.sum(1)
     at_least_one = finite.clamp(min=1)
     mean = scaled.sum(1) / at_least_one
@@ -88,7 +90,7 @@ def _summarise(rows: torch.Tensor) -> torch.Tensor:
     rest = about_mean.sum(1)  # what rounding left in the mean
     columns = [
         finite,
-        torch.isinf(rows).sum(1),
+        (rows != rows).sum(1),
         (rows == 0).sum(1),
         low,
         high,
@@ -110,9 +112,9 @@ def _merge(rows: Matrix, sizes: NDArray[np.int64]) -> Matrix:
         return matrix
     starts = (np.cumsum(counts) - counts)[filled]
     repeats = counts[filled]
-    finite, n_inf, n_zero, low, high, mean, spread, l1 = rows.T
+    finite, n_nan, n_zero, low, high, mean, spread, l1 = rows.T
     n = np.add.reduceat(finite, starts)
-    infinite = np.add.reduceat(n_inf, starts)
+    infinite = np.add.reduceat(_WIDTH - finite - n_nan, starts)
     low = np.minimum.reduceat(low, starts)
     high = np.maximum.reduceat(high, starts)
     row_largest = np.maximum(0, np.maximum(-rows[:, 3], rows[:, 4]))
