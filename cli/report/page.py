@@ -125,7 +125,7 @@ def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
     steps = trace.table("steps", columns=["step", "time_ns"], modes=["TRAIN", "GLOBAL"])
     last = ends[0].time_ns if ends else int(max(steps["time_ns"].to_pylist(), default=info.start_ns))
     facts = [
-        ("State", state_of(trace)),
+        ("State", state_of(trace).partition(":")[0]),
         ("Started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.start_ns / 1e9))),
         ("Duration", _spell_seconds((last - info.start_ns) / 1e9)),
         ("Training steps", str(len(np.unique(steps["step"].to_numpy())))),

@@ -75,7 +75,7 @@ class Overfit(Rule):
             yield self.finding(
                 step,
                 first_step=at,
-                tensors=[self._evals.name, self._training.name],
+                tensors=dict.fromkeys((self._evals.name, self._training.name)),
                 value=float(values[-1]),
                 threshold=limit,
                 message=f"the evaluation loss was lowest at step {at} ({spell(lowest)}) and has risen to "
