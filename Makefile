@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MYPYPATH := build/types
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types examples bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/stepwatch demo
@@ -21,6 +21,9 @@ types: $(VENV)/.test
 	mkdir -p build/types/stepwatch
 	for part in probe rules cli; do ln -sfn ../../../$$part build/types/stepwatch/$$part; done
 	$(BIN)/mypy -p stepwatch.probe -p stepwatch.rules -p stepwatch.cli
+
+examples: $(VENV)/.test
+	for example in examples/*.py; do (cd $$(mktemp -d) && $(CURDIR)/$(BIN)/python $(CURDIR)/$$example) || exit 1; done
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/hook_overhead.py --quick
