@@ -18,6 +18,13 @@ from stepwatch.probe.store.schema import COUNT_COLUMNS
 from torch import nn
 
 
+class _Membership(NamedTuple):
+    """Collections of a tensor, and whether any that is saved wants it whole."""
+
+    collections: tuple[str, ...]
+    raw: bool
+
+
 class _Parameter(NamedTuple):
     name: str
     tensor: nn.Parameter
@@ -56,7 +63,7 @@ class TensorRecorder:
         self._note = note
         self._derived = DerivedQuantities()
         self._described: set[str] = set()
-        self._memberships: dict[tuple[str, Origin], tuple[str, ...]] = {}
+        self._memberships: dict[tuple[str, Origin], _Membership] = {}
         self._selections: dict[frozenset[str], _Selection] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -92,11 +99,11 @@ class TensorRecorder:
         """Tensors of a module call, or of the script's own."""
         chosen: list[tuple[str, torch.Tensor]] = []
         for name, tensor in zip(names, tensors, strict=True):
-            memberships = self._members(name, origin)
-            if record.due.isdisjoint(memberships) or not self._describe(name, tensor, origin, order):
+            member = self._members(name, origin)
+            if record.due.isdisjoint(member.collections) or not self._describe(name, tensor, origin, order):
                 continue
             chosen.append((name, tensor))
-            if self._wants_raw(memberships):
+            if member.raw:
                 record.add_value(name, tensor)
         if chosen:
             detached = [tensor.detach() for _, tensor in chosen]
@@ -171,27 +178,26 @@ class TensorRecorder:
                 for name, parameter, origin in capture.parameters():
                     order = capture.order_of(origin.module)
                     for tensor_name, is_gradient in ((name, False), (f"gradient/{name}", True)):
-                        memberships = self._members(tensor_name, origin)
-                        if record.due.isdisjoint(memberships):
+                        member = self._members(tensor_name, origin)
+                        if record.due.isdisjoint(member.collections):
                             continue
                         self._describe(tensor_name, parameter, origin, order)
-                        entry = _Parameter(tensor_name, parameter, self._wants_raw(memberships))
+                        entry = _Parameter(tensor_name, parameter, member.raw)
                         if is_gradient:
                             selection.gradients[id(parameter)] = entry
                         else:
                             selection.weights.append(entry)
         return selection
 
-    def _members(self, name: str, origin: Origin) -> tuple[str, ...]:
+    def _members(self, name: str, origin: Origin) -> _Membership:
         key = (name, origin)
         found = self._memberships.get(key)
         if found is None:
-            found = self._memberships[key] = self._registry.of_tensor(name, origin.collections)
+            collections = self._registry.of_tensor(name, origin.collections)
+            configs = [collection.reduction_config for collection in self._registry.saved(collections)]
+            raw = any(config.save_raw_tensor if config else self._raw for config in configs)
+            found = self._memberships[key] = _Membership(collections, raw)
         return found
-
-    def _wants_raw(self, memberships: Sequence[str]) -> bool:
-        configs = [collection.reduction_config for collection in self._registry.saved(memberships)]
-        return any(config.save_raw_tensor if config else self._raw for config in configs)
 
     def _describe(self, name: str, tensor: torch.Tensor, origin: Origin, order: int) -> bool:
         """Describe the tensor when it is new; whether it can be recorded."""
@@ -207,7 +213,7 @@ class TensorRecorder:
                 name=name,
                 shape=tuple(tensor.shape),
                 dtype=str(tensor.dtype).removeprefix("torch."),
-                collections=self._members(name, origin),
+                collections=self._members(name, origin).collections,
                 module=origin.module,
                 module_type=origin.module_type,
                 order=order,
