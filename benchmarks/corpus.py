@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from sklearn.datasets import load_diabetes, load_digits
-from stepwatch.probe import Hook, SaveConfig
 from torch import nn
 from torch.nn import functional
+
+from stepwatch.probe import Hook, SaveConfig
 
 STEPS = 400
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from corpus import JOBS
+
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure, known_rules
 from stepwatch.rules.replay import analyze

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+
 from stepwatch.probe import batched
 from stepwatch.probe.statistics import backend, measure
 

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
 from stepwatch.rules.replay import Analysis
 

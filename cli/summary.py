@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import STAT_COLUMNS
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from stepwatch.probe import Hook, SaveConfig
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
@@ -11,7 +13,6 @@ from stepwatch.rules.finding import Coverage, Finding
 from stepwatch.rules.replay import analyze
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
-from torch import nn
 
 
 class TooSparse(Rule):

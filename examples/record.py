@@ -2,8 +2,9 @@
 
 import torch
 from sklearn.datasets import load_digits
-from stepwatch.probe import Hook
 from torch import nn
+
+from stepwatch.probe import Hook
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
@@ -14,7 +15,7 @@ loss_fn = nn.CrossEntropyLoss()
 
 hook = Hook("runs/exp1", model=model, optimizer=optimizer, loss_fn=loss_fn, rules="recommended")
 
-for epoch in range(10):
+for _ in range(10):
     model.train()
     for chosen in torch.randperm(1437).split(64):
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.store.schema import STAT_COLUMNS
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 from torch import nn
+
+from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 
 _WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 _PROBED_INDICES = range(4)

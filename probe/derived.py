@@ -21,10 +21,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
 from stepwatch.probe.collections import RELU_TYPES
 from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.recorder import OpenRecord
-from torch import nn
 
 SILENCE_WINDOWS = (10, 50)
 MAX_CLASSES = 1000

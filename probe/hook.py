@@ -13,6 +13,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import torch
+from torch import nn
+
 from stepwatch.probe import lifecycle, losses
 from stepwatch.probe.capture import ModelCapture, Origin, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
@@ -28,7 +30,6 @@ from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
-from torch import nn
 
 if TYPE_CHECKING:
     from stepwatch.rules.actions import Action

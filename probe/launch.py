@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stepwatch.probe.hook import Hook
-from stepwatch.probe.lifecycle import describe_exception
-from stepwatch.probe.stopping import TrainingStopped
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from stepwatch.probe.hook import Hook
+from stepwatch.probe.lifecycle import describe_exception
+from stepwatch.probe.stopping import TrainingStopped
 
 _STEPS_OF_DISCOVERY = 100
 

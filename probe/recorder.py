@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.records import StepRecord

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 

@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stepwatch.probe import batched, compiled
-from stepwatch.probe.store.schema import STAT_COLUMNS
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from stepwatch.probe import batched, compiled
+from stepwatch.probe.store.schema import STAT_COLUMNS
 
 Matrix = NDArray[np.float64]
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
 from stepwatch.probe.capture import ModelCapture, Origin
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.derived import DerivedQuantities
@@ -15,7 +17,6 @@ from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import COUNT_COLUMNS
-from torch import nn
 
 
 class _Membership(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import STAT_COLUMNS
 

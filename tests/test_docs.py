@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from stepwatch.cli.main import main
 from stepwatch.probe.store.schema import TABLES
 from stepwatch.rules.catalogue import known_rules, parameters_of

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import click
+
 from stepwatch.cli import errors
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from stepwatch.cli import errors
 
 _SHOWN_TENSORS = 40

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from stepwatch.cli.demo.digits import Digits, few_labels_wrong, mostly_one_class, shuffled_labels
 from torch import nn
 from torch.nn import functional
+
+from stepwatch.cli.demo.digits import Digits, few_labels_wrong, mostly_one_class, shuffled_labels
 
 
 class Net(nn.Module):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from stepwatch.cli.demo.digits import Digits
 from stepwatch.cli.demo.faults import SCENARIOS, Scenario
 from stepwatch.probe import Hook, SaveConfig, TrainingStopped

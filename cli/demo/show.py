@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
+
 from stepwatch.cli.demo.faults import HEALTHY, Scenario
 from stepwatch.cli.demo.job import planned_steps
 from stepwatch.cli.errors import ISSUES_FOUND, NOTHING_FOUND, RULE_FAILED

@@ -19,6 +19,7 @@ from bokeh.models import (
 )
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
+
 from stepwatch.cli.report.data import HeatMap, Series
 from stepwatch.cli.report.downsample import keep_extremes
 from stepwatch.rules.finding import Finding, Severity

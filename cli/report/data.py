@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
 from stepwatch.cli.report.downsample import bucket_max
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo

@@ -16,6 +16,7 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series, step_times, system_series

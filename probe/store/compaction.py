@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
+
 from stepwatch.probe.store.layout import Part, list_parts
 from stepwatch.probe.store.tables import join_parquet, write_parquet
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.schema import TABLES
 from stepwatch.probe.store.tables import write_parquet

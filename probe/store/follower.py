@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+
 from stepwatch.probe.store.layout import Part, list_parts, rank_folder
 from stepwatch.probe.store.reader import Trace, iterate_file
 from stepwatch.probe.store.tables import ROW_GROUP_ROWS

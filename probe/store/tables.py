@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.schema import COUNT_COLUMNS, STAT_COLUMNS, TABLES, TIMING_COLUMNS
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from stepwatch.probe.store.compaction import PartStore
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import process_identity

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.recommended.series import positive
 from stepwatch.rules.rule import Rule

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.recommended.series import EvalCurve, TrainingLoss, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stepwatch.rules.finding import Coverage, Finding
 from stepwatch.rules.recommended.series import TrainingLoss, positive, spell
 from stepwatch.rules.rule import Rule

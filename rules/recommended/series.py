@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stepwatch.rules.finding import Coverage
 from stepwatch.rules.step import Step
-
 
 _CAPTURED = re.compile(r"_output_\d+$")
 

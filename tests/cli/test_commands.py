@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.reader import Trace
 

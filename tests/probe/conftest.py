@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+
 from stepwatch.probe import Hook, SaveConfig
 from stepwatch.probe.store.reader import Trace
-from torch import nn
 
 
 class Net(nn.Module):

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import nn
+
 from stepwatch.probe import Hook, SaveConfig
 from stepwatch.probe.derived import MAX_CLASSES, UnitActivity, class_counts
 from stepwatch.probe.store.reader import Trace
-from torch import nn
 
 
 def counted_activity(outputs: list[NDArray[np.float32]]) -> list[float]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stepwatch.probe import Collection, Hook, ReductionConfig, SaveConfig, SaveConfigMode, modes
-from stepwatch.probe.store.reader import Trace
 from torch import nn
 from torch.nn import functional
+
+from stepwatch.probe import Collection, Hook, ReductionConfig, SaveConfig, SaveConfigMode, modes
+from stepwatch.probe.store.reader import Trace
 
 from .conftest import Net, batch, frame, scalar
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from stepwatch.probe import Hook, SaveConfig, TrainingStopped, modes
 from stepwatch.probe.store.control import read_acknowledgement, request_stop
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from .conftest import Net, batch, frame, scalar
 

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tensor import DTensor
+
 from stepwatch.probe import batched, compiled
 from stepwatch.probe.statistics import backend, measure, unsupported
 from stepwatch.probe.store.schema import STAT_COLUMNS
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tensor import DTensor
 
 Matrix = NDArray[np.float64]
 EXACT = [STAT_COLUMNS.index(name) for name in ("numel", "n_nan", "n_inf", "n_zero", "min", "max", "abs_max")]

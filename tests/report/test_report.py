@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from stepwatch.cli.report.downsample import bucket_max, keep_extremes
 from stepwatch.cli.report.page import write_report
 from stepwatch.probe.store.reader import Trace

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.errors import TraceError

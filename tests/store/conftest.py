@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import STAT_COLUMNS
 from stepwatch.probe.store.writer import TraceWriter

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from stepwatch.probe.store.compaction import FAN_IN, PartStore
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.layout import list_parts, rank_folder

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from stepwatch.probe.store.control import StopWatcher, acknowledge, read_acknowledgement, request_stop
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.findings import FindingLog
