@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from stepwatch.probe.store.reader import Trace
 
 SCRIPT = """
@@ -47,7 +48,9 @@ if __name__ == "__main__":
 
 def stepwatch(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stepwatch.cli", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})})
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+    )
 
 
 def plain(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -108,9 +111,10 @@ def test_the_scripts_exit_status_is_ours(tmp_path: Path, body: str, status: int)
     bare = plain("end.py", cwd=tmp_path)
     ours = stepwatch("run", "end.py", cwd=tmp_path)
     assert ours.returncode == bare.returncode == status
-    assert bare.stderr.strip().splitlines()[-1:] == [
-        line for line in ours.stderr.strip().splitlines() if not line.startswith("stepwatch:")
-    ][-1:]
+    assert (
+        bare.stderr.strip().splitlines()[-1:]
+        == [line for line in ours.stderr.strip().splitlines() if not line.startswith("stepwatch:")][-1:]
+    )
 
 
 def test_a_traceback_shows_the_script_alone(tmp_path: Path) -> None:
@@ -142,7 +146,9 @@ def test_workers_that_are_spawned_find_the_scripts_main(tmp_path: Path) -> None:
 
 
 def test_rules_stop_a_script(project: Path) -> None:
-    diverging = SCRIPT.replace("torch.optim.Adam(model.parameters(), lr=0.01)", "torch.optim.SGD(model.parameters(), lr=1e6)")
+    diverging = SCRIPT.replace(
+        "torch.optim.Adam(model.parameters(), lr=0.01)", "torch.optim.SGD(model.parameters(), lr=1e6)"
+    )
     (project / "train.py").write_text(diverging)
     ours = stepwatch("run", "--out", "rec", "--stop", "train.py", "3000", cwd=project)
     assert ours.returncode == 1
