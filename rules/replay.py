@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace
@@ -17,7 +18,7 @@ from stepwatch.probe.store.schema import STAT_COLUMNS, TIMING_COLUMNS
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
-from stepwatch.rules.step import Stats, Step, StepBuilder
+from stepwatch.rules.step import Stats, Step, StepBuilder, TensorSet
 
 _KEY = ("attempt", "step", "mode", "mode_step")
 _COLUMNS = {
@@ -87,6 +88,11 @@ class _Rows:
         return True
 
 
+def _precedes(one: Key, other: Key) -> bool:
+    """Whether a step was recorded before another; within a global step only known of the same mode."""
+    return one[:2] < other[:2] or (one[:3] == other[:3] and one[3] < other[3])
+
+
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     column = rows[name]
     if name == "mode":
@@ -96,9 +102,11 @@ def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
 
 
 class StepStream:
-    """The steps of one rank in recorded order, each once, as far as they are committed.
+    """The steps of one rank in recorded order, each once.
 
     A step is complete when its row of ``steps`` has come; the rows of other tables were written before it.
+    Rows whose row of ``steps`` never comes, because the job was killed in the middle of a flush or a file is
+    damaged, are delivered without it: before the next step, or by :meth:`drain`.
 
     Args:
         trace: the run.
@@ -110,32 +118,42 @@ class StepStream:
         self._tensors: dict[str, TensorInfo] = {}
         self._builder = StepBuilder(rank, self._describe)
         self._rank = rank
-        self._tables = {table: _Rows(trace, table, rank) for table in _COLUMNS}
+        self._steps = _Rows(trace, "steps", rank)
+        self._contents = {table: _Rows(trace, table, rank) for table in _COLUMNS if table != "steps"}
+        self._names: tuple[pa.ChunkedArray, TensorSet] | None = None
 
     def poll(self) -> Iterator[Step]:
         """Steps that are new."""
-        steps = self._tables["steps"]
-        while (key := steps.head()) is not None:
-            row = steps.take()
-            parts = {}
-            for table, rows in self._tables.items():
-                if table != "steps":
-                    while (head := rows.head()) is not None and head[0] < key[0]:
-                        rows.take()  # never committed: the attempt was killed in the middle of a flush
-                    if head == key:
-                        parts[table] = rows.take()
-            yield self._build(key, row, parts)
+        while (key := self._steps.head()) is not None:
+            row = self._steps.take()
+            yield from self._uncommitted(key)
+            yield self._build(key, row)
 
-    def _build(self, key: Key, row: pa.Table, parts: dict[str, pa.Table]) -> Step:
+    def drain(self) -> Iterator[Step]:
+        """What is left when no more will be written."""
+        yield from self._uncommitted(None)
+
+    def _uncommitted(self, before: Key | None) -> Iterator[Step]:
+        """Steps that have no row of ``steps``, as far as they precede a step that has."""
+        while True:
+            heads = [head for rows in self._contents.values() if (head := rows.head()) is not None]
+            passed = [head for head in heads if before is None or _precedes(head, before)]
+            if not passed:
+                return
+            yield self._build(min(passed, key=lambda key: (key[:2], key[3])), None)
+
+    def _build(self, key: Key, row: pa.Table | None) -> Step:
         _, step, mode, mode_step = key
-        built = Step(self._rank, step, _MODES[mode], mode_step, int(row["time_ns"][0].as_py() or 0))
-        timing = {name: row[name][0].as_py() for name in TIMING_COLUMNS}
-        built.timing = {name: value for name, value in timing.items() if value is not None}
+        built = Step(self._rank, step, _MODES[mode], mode_step, time_ns=0)
+        if row is not None:
+            built.time_ns = int(row["time_ns"][0].as_py() or 0)
+            timing = {name: row[name][0].as_py() for name in TIMING_COLUMNS}
+            built.timing = {name: value for name, value in timing.items() if value is not None}
+        parts = {table: rows.take() for table, rows in self._contents.items() if rows.head() == key}
         if "stats" in parts:
             stats = parts["stats"]
             matrix = np.column_stack([stats[name].to_numpy().astype(np.float64) for name in STAT_COLUMNS])
-            names = tuple(stats["name"].to_pylist())
-            built.stats = Stats(self._builder.tensor_set(names), matrix)
+            built.stats = Stats(self._tensor_set(stats["name"]), matrix)
         if "scalars" in parts:
             rows = parts["scalars"]
             built.scalars = dict(zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True))
@@ -151,6 +169,12 @@ class StepStream:
                 )
             }
         return built
+
+    def _tensor_set(self, names: pa.ChunkedArray) -> TensorSet:
+        # Most steps hold the same tensors as the one before; comparing columns is cheaper than spelling them.
+        if self._names is None or not self._names[0].equals(names):
+            self._names = (names, self._builder.tensor_set(tuple(names.to_pylist())))
+        return self._names[1]
 
     def _describe(self, name: str) -> TensorInfo:
         if name not in self._tensors:
@@ -198,24 +222,31 @@ class LiveAnalysis:
         """Judge what is new and return what was found in it."""
         found: list[Finding] = []
         for rank in self._trace.ranks:
-            stream = self._stream(rank)
-            ended = self._trace.end(rank) is not None
-            for step in stream.poll():
-                self.steps += 1
-                found += self._engine.feed(step)
-            if ended and rank not in self._concluded:
-                self._concluded.add(rank)
-                found += self._engine.conclude(rank)
+            ended = self._trace.end(rank) is not None  # asked first: what is read then is all there is
+            found += self._feed(self._stream(rank).poll())
+            if ended:
+                found += self._conclude(rank)
         return found
 
     def conclude(self) -> list[Finding]:
         """No more will come, whether the run said so or was killed."""
         found = self.poll()
         for rank in self._trace.ranks:
-            if rank not in self._concluded:
-                self._concluded.add(rank)
-                found += self._engine.conclude(rank)
+            found += self._conclude(rank)
         return found
+
+    def _feed(self, steps: Iterator[Step]) -> list[Finding]:
+        found: list[Finding] = []
+        for step in steps:
+            self.steps += 1
+            found += self._engine.feed(step)
+        return found
+
+    def _conclude(self, rank: int) -> list[Finding]:
+        if rank in self._concluded:
+            return []
+        self._concluded.add(rank)
+        return self._feed(self._stream(rank).drain()) + self._engine.conclude(rank)
 
     def analysis(self, *, live: bool) -> Analysis:
         """The verdicts so far."""
