@@ -54,8 +54,10 @@ class Judge:
             self._act(self._engine.feed(self._builder.from_record(record)))
 
     def conclude(self) -> None:
-        """The run is over."""
+        """The run is over; waits for actions under way."""
         self._act(self._engine.conclude(self._rank))
+        if self._dispatcher is not None:
+            self._dispatcher.close()
 
     def _act(self, findings: Sequence[Finding]) -> None:
         if not findings:

@@ -79,7 +79,7 @@ class Finding:
             "threshold": json_number(self.threshold),
             "message": self.message,
             "suggestion": self.suggestion,
-            "evidence": self.evidence,
+            "evidence": _json_tree(self.evidence),
             "rank": self.rank,
         }
 
@@ -151,3 +151,12 @@ def json_number(value: float) -> float | str:
     if value in (float("inf"), float("-inf")):
         return "inf" if value > 0 else "-inf"
     return value
+
+
+def _json_tree(value: Any) -> Any:
+    """The same with every number of :func:`json_number`."""
+    if isinstance(value, float):
+        return json_number(value)
+    if isinstance(value, dict):
+        return {key: _json_tree(entry) for key, entry in value.items()}
+    return [_json_tree(entry) for entry in value] if isinstance(value, (list, tuple)) else value
