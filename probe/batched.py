@@ -96,8 +96,8 @@ def _summarise(rows: torch.Tensor) -> torch.Tensor:
         low,
         high,
         mean + rest / at_least_one,
-        about_mean.square().sum(1) - rest.square() / at_least_one,
-        scaled.abs().sum(1),
+        about_mean.square_().sum(1) - rest.square() / at_least_one,
+        scaled.abs_().sum(1),
     ]
     return torch.stack([column.to(rows.dtype) for column in columns], 1)
 
