@@ -165,14 +165,16 @@ class StalledLoss(Rule):
     """The training loss never came down: the model has learned nothing.
 
     Judged over the steps since the learning rate stopped rising, once there are ``min_steps``: their losses,
-    in 10 stretches, end less than ``gain`` below where they began, in relation to their size, and show no
-    falling trend (Mann-Kendall, z > -2). A small trend does not save a run whose evaluation loss, over at
-    least three evaluations, has not improved by ``gain`` either.
+    in 10 stretches, end less than ``gain`` below where they began, in relation to their size, show no falling
+    trend (Mann-Kendall, z > -2), and are quiet enough to be sure of it: three standard errors of the
+    difference between their halves would not make up for ``gain``. A small trend does not save a run whose
+    evaluation loss, over at least three evaluations, has not improved by ``gain`` either.
 
     A loss that is flat because the model had converged before (a fine-tuning) looks the same; so where the
     labels of a classifier are known the level is held against the entropy of their frequencies, which is
-    the loss of guessing: near it (within ``guess``) or above the finding is an error, clearly below it there
-    is none. Without that knowledge it is a warning, after three times as many steps.
+    the loss of guessing: clearly below it (by more than ``guess``) there is no finding. Near it there is a
+    warning, and an error when it is still so after four times as many steps: some problems give way late.
+    Without that knowledge it is a warning after three times as many steps.
 
     Args:
         min_steps: steps before it judges.
@@ -194,7 +196,7 @@ class StalledLoss(Rule):
         self._labels = LabelCounts()
         self._rate = RisingRate()
         self._begin = 0
-        self._fired = False
+        self._said: Severity | None = None
         self._margin = 0.0
 
     def observe(self, step: Step) -> Iterator[Finding]:
@@ -205,7 +207,7 @@ class StalledLoss(Rule):
         if self._rate.observe(step):
             self._begin = len(self._loss.values)
         count = len(self._loss.values) - self._begin
-        if value is None or self._fired or count < self.min_steps or count % 50:
+        if value is None or self._said is Severity.ERROR or count < self.min_steps or count % 50:
             return
         values = np.array(self._loss.values[self._begin :])
         if not np.isfinite(values).all():
@@ -218,10 +220,18 @@ class StalledLoss(Rule):
             return
         if trend_z(medians) <= -2 and not self._evaluations_are_flat():
             return
+        halves = block_medians(values, 2)
+        error = 1.25 * noise_of(values) * math.sqrt(4 / count)
+        if (halves[0] - halves[1] + 3 * error) / began >= self.gain:
+            return
         guessing = self._labels.loss_of_guessing()
         if count < 3 * self.min_steps if guessing is None else level < guessing * (1 - self.guess):
             return
-        self._fired = True
+        sure = guessing is not None and count >= 4 * self.min_steps
+        severity = Severity.ERROR if sure else Severity.WARNING
+        if severity is self._said:
+            return
+        self._said = severity
         against = "" if guessing is None else f"; guessing by class frequency gives {spell(guessing)}"
         yield self.finding(
             step,
@@ -235,7 +245,7 @@ class StalledLoss(Rule):
             "optimizer holds them, and that the learning rate is not far too small or too large; try to "
             "overfit a single batch first",
             evidence={"series": [self._loss.name], "unit": "loss"},
-            severity=Severity.WARNING if guessing is None else Severity.ERROR,
+            severity=severity,
         )
 
     def _evaluations_are_flat(self) -> bool:
