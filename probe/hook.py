@@ -131,14 +131,17 @@ class Hook:
         self._loss_name = "loss"
         self._mode: ModeKeys | None = None
         self._started = False
+        self._step_seconds = 0.0
         self._start_step = start_step
         self.out_dir = Path(out_dir).expanduser()
         self.rank, world_size = process_rank()
         models = list(_named_models(model))
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
         _check_arguments([module for _, module in models], optimizers, loss_fn)
-        self._stopper = Stopper(self.out_dir, self.rank, stop, checkpoint)
-        self._sampler = SystemSampler(system_interval, self._sampled, self._tick)
+        self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint)
+        # One process of a node samples it; every one listens for a stop.
+        sampling = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        self._sampler = SystemSampler(system_interval, self._sampled, self._tick, sampling=sampling)
 
         registry = CollectionRegistry(include_collections, include_regex)
         schedule = save_config or SaveConfig()
@@ -277,6 +280,7 @@ class Hook:
     def request_stop(self, reason: str) -> None:
         """Stop the job at the end of its current step, in the way of ``stop``; from any thread."""
         self._stopper.request(reason)
+        self._poll_stop()
 
     def close(self, status: str = "finished", reason: str = "") -> None:
         """Write out everything and detach; called again it does nothing.
@@ -456,7 +460,7 @@ class Hook:
         self._tensors.see_gradients(record, parameters, optimizer)
 
     def _stop_if_due(self) -> None:
-        if self._closed or self._forked or not self._stopper.due:
+        if self._closed or self._forked or not self._stopper.due(self.step):
             return
         stopped = self._stopper.stop(self.step)
         if self._stopper.raises:
@@ -497,6 +501,8 @@ class Hook:
         self._writer.set_start_step(step)
 
     def _submit(self, record: OpenRecord) -> None:
+        if record.mode in TRAINING:
+            self._step_seconds = record.timing.get("duration_ns", 0) / 1e9
         self._writer.submit(record.close(self._tensors.intern))
 
     def _describe(self, info: TensorInfo) -> None:
@@ -507,9 +513,12 @@ class Hook:
     def _sampled(self, rows: list[Row]) -> None:
         self._writer.submit_system(rows)
 
+    def _poll_stop(self) -> None:
+        self._stopper.poll(self.step, self._step_seconds)
+
     def _tick(self) -> None:
         """Several times a second, from the sampler's thread."""
-        self._stopper.poll()
+        self._poll_stop()
         with self._lock:
             self._steps.finish_idle(_IDLE_SECONDS)
 

@@ -25,12 +25,15 @@ class SystemSampler:
         interval: seconds between samples; 0 samples nothing.
         submit: gets the rows of each sample.
         tick: other work for the same thread; its errors are its own business.
+        sampling: False leaves the samples to another process of this node.
     """
 
-    def __init__(self, interval: float, submit: Callable[[list[Row]], None], tick: Callable[[], None]) -> None:
+    def __init__(
+        self, interval: float, submit: Callable[[list[Row]], None], tick: Callable[[], None], *, sampling: bool = True
+    ) -> None:
         if interval < 0:
             raise ValueError(f"system_interval is {interval}; expected seconds, 0 or more")
-        self._interval = interval
+        self._interval = interval if sampling else 0.0
         self._submit = submit
         self._tick = tick
         self._ended = threading.Event()

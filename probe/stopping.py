@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from stepwatch.probe.store.control import StopWatcher, acknowledge, request_stop
+from stepwatch.probe.store.control import (
+    Agreement,
+    StopWatcher,
+    acknowledge,
+    agree,
+    read_agreement,
+    request_stop,
+)
 
 log = logging.getLogger("stepwatch")
+
+_HEARING_SECONDS = 1.0
 
 StopStyle: TypeAlias = 'Literal["raise", "flag"] | Callable[[str], None]'
 Checkpoint: TypeAlias = "Callable[[int], str | os.PathLike[str] | None]"
@@ -48,34 +59,53 @@ class Stopper:
         ValueError: a ``style`` that is not "raise", "flag" or a callable.
     """
 
-    def __init__(self, run_dir: Path, rank: int, style: StopStyle, checkpoint: Checkpoint | None) -> None:
+    def __init__(
+        self, run_dir: Path, rank: int, world_size: int, style: StopStyle, checkpoint: Checkpoint | None
+    ) -> None:
         if style not in ("raise", "flag") and not callable(style):
             raise ValueError(f"stop is {style!r}; expected 'raise', 'flag' or a callable")
         self._run_dir = run_dir
         self._rank = rank
+        self._world_size = world_size
         self._style = style
         self._checkpoint = checkpoint
+        self._since = time.time_ns()
         self._watcher = StopWatcher(run_dir)
-        self._request_id: str | None = None
-        self._reason: str | None = None
+        self._agreement: Agreement | None = None
         self.stopped = False
 
     def request(self, reason: str) -> None:
         """Ask for a stop; through the run's directory, so that every rank hears of it."""
         request_stop(self._run_dir, reason, by="hook")
-        self.poll()
 
-    def poll(self) -> None:
-        """Look for a request in the run's directory; called from a thread beside the training."""
-        if self._reason is None and not self.stopped:
-            found = self._watcher.poll()
-            if found is not None:
-                self._request_id, self._reason = found.id, found.reason
+    def poll(self, step: int, step_seconds: float) -> None:
+        """Look for a request in the run's directory; called from a thread beside the training.
 
-    @property
-    def due(self) -> bool:
-        """Whether the step that ends now is the last."""
-        return self._reason is not None and not self.stopped
+        Rank 0 of several picks a step that all of them will have heard of before they reach it.
+
+        Args:
+            step: steps done.
+            step_seconds: how long a step takes, or 0 where that is not known.
+        """
+        if self._agreement is not None or self.stopped:
+            return
+        if self._world_size > 1 and self._rank != 0:
+            agreed = read_agreement(self._run_dir)
+            if agreed is not None and agreed.time_ns >= self._since:
+                self._agreement = agreed
+            return
+        request = self._watcher.poll()
+        if request is None:
+            return
+        if self._world_size == 1:
+            self._agreement = Agreement(request.id, request.reason, 0, request.time_ns)
+        else:
+            ahead = math.ceil(_HEARING_SECONDS / step_seconds) if step_seconds else 1
+            self._agreement = agree(self._run_dir, request, step + ahead + 1)
+
+    def due(self, step: int) -> bool:
+        """Whether the job stops now that this many steps are done."""
+        return self._agreement is not None and not self.stopped and step >= self._agreement.step
 
     @property
     def raises(self) -> bool:
@@ -84,7 +114,8 @@ class Stopper:
 
     def stop(self, step: int) -> Stopped:
         """Write the checkpoint and acknowledge the request. A checkpoint that fails does not keep us here."""
-        reason = self._reason or ""
+        assert self._agreement is not None
+        reason = self._agreement.reason
         self.stopped = True
         path: str | None = None
         if self._checkpoint is not None:
@@ -93,8 +124,7 @@ class Stopper:
                 path = os.fspath(written) if written is not None else None
             except Exception:
                 log.exception("the checkpoint callback failed; the job is stopped without a checkpoint")
-        if self._request_id is not None:
-            acknowledge(self._run_dir, self._rank, self._request_id, step=step, checkpoint=path)
+        acknowledge(self._run_dir, self._rank, self._agreement.request_id, step=step, checkpoint=path)
         log.warning("stopping after %d steps: %s", step, reason)
         return Stopped(reason, path)
 

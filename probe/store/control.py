@@ -1,6 +1,8 @@
 """RUN/control: requests to stop a job, and its acknowledgements.
 
-A request is one file for all ranks. Each rank answers with a file of its own when it has stopped. A request
+A request is one file for all ranks. In a job of several, rank 0 says at which step all of them stop: a rank that
+stopped a step earlier would leave the others waiting for it in a collective. Each rank answers with a file of its
+own when it has stopped. A request
 made before the current attempt of a rank began was meant for the attempt before, and is ignored.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stepwatch.probe.store.layout import write_json
@@ -79,6 +81,36 @@ def read_acknowledgement(run_dir: Path, rank: int) -> Acknowledgement | None:
         str(content.get("request_id")),
         int(content.get("step", 0)),
         content.get("checkpoint"),
+        int(content.get("time_ns", 0)),
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The step after which every rank stops, because of a request."""
+
+    request_id: str
+    reason: str
+    step: int
+    time_ns: int
+
+
+def agree(run_dir: Path, request: StopRequest, step: int) -> Agreement:
+    """Say, as rank 0, that all ranks stop when they have done this many steps."""
+    agreement = Agreement(request.id, request.reason, step, time.time_ns())
+    write_json(run_dir / "control" / "agreed.json", asdict(agreement))
+    return agreement
+
+
+def read_agreement(run_dir: Path) -> Agreement | None:
+    """What was agreed last, or None."""
+    content = read_json(run_dir / "control" / "agreed.json")
+    if not content:
+        return None
+    return Agreement(
+        str(content.get("request_id")),
+        str(content.get("reason", "")),
+        int(content.get("step", 0)),
         int(content.get("time_ns", 0)),
     )
 

@@ -253,6 +253,7 @@ def test_a_stop_from_outside_raises_at_a_step_boundary_after_the_checkpoint(tmp_
                 identity = request_stop(run, "enough", by="a test")
             time.sleep(0.002)
     assert caught.value.step == done + 1
+    assert done >= 3
     assert torch.load(caught.value.checkpoint)["step"] == caught.value.step
     answer = read_acknowledgement(run, 0)
     assert answer is not None
@@ -260,6 +261,41 @@ def test_a_stop_from_outside_raises_at_a_step_boundary_after_the_checkpoint(tmp_
     end = Trace(run).end(0)
     assert end is not None
     assert (end.status, end.reason) == ("stopped", "enough")
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+    """Two real processes under torchrun, in lockstep through gloo; a stop in between would hang one of them."""
+    (tmp_path / "job.py").write_text(
+        """
+import os, sys, torch
+from torch import nn
+from stepwatch.probe import Hook
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+hook = Hook("run", model=model, optimizer=optimizer, checkpoint=lambda step: f"rank{rank}-{step}.pt")
+try:
+    for _ in range(100000):
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().mean().backward()
+        optimizer.step()
+except Exception as error:
+    print(rank, type(error).__name__, flush=True)
+torch.distributed.destroy_process_group()
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py"]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "run", 50, timeout=90)
+    identity = request_stop(tmp_path / "run", "enough", by="a test")
+    output, errors = job.communicate(timeout=90)
+    assert sorted(output.splitlines()) == ["0 TrainingStopped", "1 TrainingStopped"], errors
+    answers = [read_acknowledgement(tmp_path / "run", rank) for rank in (0, 1)]
+    assert answers[0] is not None and answers[1] is not None
+    assert answers[0].request_id == answers[1].request_id == identity
+    assert answers[0].step == answers[1].step
+    assert answers[1].checkpoint == f"rank1-{answers[1].step}.pt"
 
 
 @pytest.mark.parametrize("style", ["flag", "callable"])
