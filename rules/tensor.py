@@ -1,0 +1,173 @@
+"""A tensor of a trial: its values and reductions by step."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.rules.exceptions import (
+    InvalidWorker,
+    ShapeUnavailableForStep,
+    StepNotYetAvailable,
+    StepUnavailable,
+    TensorUnavailableForStep,
+)
+from stepwatch.rules.reductions import REDUCTIONS, computed, derived
+from stepwatch.rules.step import Step
+
+if TYPE_CHECKING:
+    from stepwatch.rules.trial import Trial
+
+Array: TypeAlias = NDArray[Any]
+
+_CAPTURED = re.compile(r"_output_\d+$")
+
+
+class Tensor:
+    """A tensor of a trial; where ``worker`` is None, of the first worker that has it."""
+
+    def __init__(self, name: str, trial: Trial) -> None:
+        self.name = name
+        self.trial = trial
+
+    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL) -> list[int]:
+        """Steps at which it was recorded, ascending."""
+        self.trial.refresh()
+        return [number for number in self.trial.recorded.numbers(mode) if self._holding(number, mode)]
+
+    def prev_steps(self, step: int, n: int | None = None, mode: ModeKeys = ModeKeys.GLOBAL) -> list[int]:
+        """The last ``n`` steps up to and including ``step`` at which it was recorded, ascending; all where None."""
+        self.trial.refresh()
+        back = (each for each in self.trial.recorded.numbers_back_from(step, mode) if self._holding(each, mode))
+        return list(islice(back, n))[::-1]
+
+    def workers(self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL) -> list[str]:
+        """Workers that have recorded it at the step.
+
+        Raises:
+            StepNotYetAvailable, StepUnavailable: there is no such step.
+            TensorUnavailableForStep: it was not recorded at the step.
+        """
+        self._at(step_num, mode, None)
+        return sorted({f"worker_{step.rank}" for step in self._holding(step_num, mode)})
+
+    def value(self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> Array:
+        """The whole tensor.
+
+        Raises:
+            StepNotYetAvailable, StepUnavailable: there is no such step.
+            TensorUnavailableForStep: it was not saved whole at the step.
+            InvalidWorker: the worker has not recorded it.
+        """
+        found = self._value(self._at(step_num, mode, worker))
+        if found is None:
+            raise TensorUnavailableForStep(self.name, step_num, mode, has_reductions=True)
+        return found
+
+    def values(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, Array]:
+        """Whole tensors by step, where they were saved."""
+        every = {number: self._value(self._at(number, mode, worker)) for number in self.steps(mode)}
+        return {number: value for number, value in every.items() if value is not None}
+
+    def reduction_value(
+        self,
+        step_num: int,
+        reduction_name: str,
+        mode: ModeKeys = ModeKeys.GLOBAL,
+        worker: str | None = None,
+        abs: bool = False,
+    ) -> np.float64:
+        """A reduction: from the statistics, or else computed from the whole tensor.
+
+        Args:
+            step_num: the step.
+            reduction_name: min, max, mean, std, variance, sum, prod, l1 or l2; ``l1_norm`` and ``l2_norm`` too.
+            mode: mode of the step.
+            worker: whose tensor.
+            abs: of the magnitudes of the entries.
+
+        Raises:
+            StepNotYetAvailable, StepUnavailable: there is no such step.
+            TensorUnavailableForStep: the statistics do not tell, and the tensor was not saved whole.
+            InvalidWorker: the worker has not recorded it.
+        """
+        step = self._at(step_num, mode, worker)
+        found = self._reduction(step, reduction_name.removesuffix("_norm"), abs)
+        if found is None:
+            what = f"{'abs ' if abs else ''}{reduction_name}"
+            raise TensorUnavailableForStep(self.name, step_num, mode, has_reductions=True, what=what)
+        return found
+
+    def reduction_values(
+        self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None
+    ) -> dict[tuple[str, bool], np.float64]:
+        """All reductions that are known at the step, by (name, of magnitudes).
+
+        Raises:
+            StepNotYetAvailable, StepUnavailable, TensorUnavailableForStep, InvalidWorker: as for :meth:`value`.
+        """
+        step = self._at(step_num, mode, worker)
+        every = {(name, abs): self._reduction(step, name, abs) for name in REDUCTIONS for abs in (False, True)}
+        return {key: value for key, value in every.items() if value is not None}
+
+    def shape(self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> tuple[int, ...]:
+        """Its shape at the step.
+
+        Raises:
+            StepNotYetAvailable, StepUnavailable: there is no such step.
+            ShapeUnavailableForStep: it had another number of entries than when it was first seen.
+            TensorUnavailableForStep, InvalidWorker: as for :meth:`value`.
+        """
+        step = self._at(step_num, mode, worker)
+        if (value := self._value(step)) is not None:
+            return value.shape
+        shape, statistics = self.trial.recorded.first_shape(step, self.name), self._statistics(step)
+        if statistics is None or statistics["numel"] != math.prod(shape):
+            raise ShapeUnavailableForStep(self.name, step_num, mode)
+        return shape
+
+    def _holding(self, number: int, mode: ModeKeys) -> list[Step]:
+        """Steps of that number at which it was recorded."""
+        recorded = self.trial.recorded
+        return [step for step in recorded.find(number, mode) if recorded.holds(step, self.name)]
+
+    def _at(self, number: int, mode: ModeKeys, worker: str | None) -> Step:
+        """Where to read it under that number."""
+        self.trial.refresh()
+        found = self._holding(number, mode)
+        for step in found:
+            if worker is None or worker == f"worker_{step.rank}":
+                return step
+        if found:
+            raise InvalidWorker(str(worker))
+        if self.trial.recorded.find(number, mode):
+            raise TensorUnavailableForStep(self.name, number, mode)
+        last = max(self.trial.recorded.numbers(mode), default=-1)
+        if number > last and not self.trial.loaded_all_steps:
+            raise StepNotYetAvailable(number, mode)
+        raise StepUnavailable(number, mode)
+
+    def _value(self, step: Step) -> Array | None:
+        if self.name in step.scalars:
+            # smdebug keeps a captured loss as it is, without dimensions, and a logged number as one entry.
+            number = np.float64(step.scalars[self.name])
+            return np.array(number) if _CAPTURED.search(self.name) else np.array([number])
+        return self.trial.whole(self.name, step)
+
+    def _statistics(self, step: Step) -> dict[str, float] | None:
+        return self.trial.recorded.statistics(step, self.name)
+
+    def _reduction(self, step: Step, name: str, abs: bool) -> np.float64 | None:
+        if name not in REDUCTIONS:
+            return None
+        statistics = self._statistics(step)
+        found = None if statistics is None else derived(statistics, name, of_magnitudes=abs)
+        if found is None and (whole := self._value(step)) is not None and whole.size:
+            found = computed(whole, name, of_magnitudes=abs)
+        return None if found is None else np.float64(found)

@@ -1,0 +1,283 @@
+"""A run as smdebug's queries show it: tensors by name, their values and reductions by step and mode.
+
+A global step is the number of optimizer steps done, as everywhere in Stepwatch; a query in mode GLOBAL goes by
+it. Where a training step and evaluations carry the same one, the training step answers, or else what was
+recorded last. A query in another mode goes by the count of steps within that mode.
+
+Losses and logged scalars are tensors of one entry. Of other tensors the reductions are those that follow from
+their statistics, and values are there where whole tensors were saved.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stepwatch.probe.collections import Collection
+from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.store.attempts import Attempts
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.exceptions import NoMoreData, StepUnavailable, TensorUnavailable
+from stepwatch.rules.recorded import Recorded
+from stepwatch.rules.replay import StepStream
+from stepwatch.rules.step import Step
+from stepwatch.rules.tensor import Array, Tensor
+
+_POLL_SECONDS = 0.2
+
+Range = tuple[int | None, int | None]
+
+
+class StepState(enum.Enum):
+    """Whether a step can be read, under smdebug's names and numbers."""
+
+    UNAVAILABLE = 0
+    AVAILABLE = 1
+    NOT_YET_AVAILABLE = 2
+
+
+class Trial:
+    """Queries of what was recorded so far.
+
+    Attributes:
+        name: its name.
+        recorded: the steps; whoever makes the trial adds to them.
+        tensors_read: names given to :meth:`tensor`, in order.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.recorded = Recorded()
+        self.tensors_read: dict[str, None] = {}
+
+    def refresh(self) -> None:
+        """Take what was recorded meanwhile; every query does."""
+
+    @property
+    def loaded_all_steps(self) -> bool:
+        """Whether no more will come."""
+        return False
+
+    def whole(self, name: str, step: Step) -> Array | None:
+        """The whole tensor at a step, where it was saved."""
+        return None
+
+    # -- tensors --------------------------------------------------------------------------------------
+
+    def tensor_names(
+        self,
+        *,
+        step: int | None = None,
+        mode: ModeKeys = ModeKeys.GLOBAL,
+        regex: str | Sequence[str] | None = None,
+        collection: str | Collection | None = None,
+    ) -> list[str]:
+        """Names of tensors, sorted.
+
+        Args:
+            step: only those recorded at this step of ``mode``.
+            mode: only those recorded in this mode.
+            regex: only those in which one of these expressions is found.
+            collection: only members of it.
+
+        Raises:
+            ValueError: both ``regex`` and ``collection`` were given.
+        """
+        if regex is not None and collection is not None:
+            raise ValueError("tensor_names got both regex and collection; expected one of them")
+        self.refresh()
+        names: Iterable[str] = self._names(step, mode)
+        if regex is not None:
+            patterns = [re.compile(each) for each in ([regex] if isinstance(regex, str) else regex)]
+            names = [name for name in names if any(pattern.search(name) for pattern in patterns)]
+        if collection is not None:
+            wanted = collection if isinstance(collection, str) else collection.name
+            names = [name for name in names if wanted in self.recorded.collections_of(name)]
+        return sorted(names)
+
+    def _names(self, step: int | None, mode: ModeKeys) -> set[str]:
+        if step is None and mode is ModeKeys.GLOBAL:
+            return self.recorded.names()
+        numbers = self.recorded.numbers(mode) if step is None else [step]
+        every = (found for number in numbers for found in self.recorded.find(number, mode))
+        return set().union(*(self.recorded.names_at(found) for found in every))
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether a tensor of that name was recorded."""
+        self.refresh()
+        return self.recorded.has(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            TensorUnavailable: there is none.
+        """
+        if not self.has_tensor(name):
+            raise TensorUnavailable(name)
+        self.tensors_read[name] = None
+        return Tensor(name, self)
+
+    def collections(self) -> dict[str, Collection]:
+        """Collections that have members, with these."""
+        found: dict[str, Collection] = {}
+        for name in self.tensor_names():
+            for membership in self.recorded.collections_of(name):
+                found.setdefault(membership, Collection(membership)).tensor_names.add(name)
+        return found
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name; empty where nothing of it was recorded."""
+        return self.collections().get(name) or Collection(name)
+
+    # -- steps ----------------------------------------------------------------------------------------
+
+    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL) -> list[int]:
+        """Steps of the mode, ascending: global ones in mode GLOBAL, else those counted within it."""
+        self.refresh()
+        return list(self.recorded.numbers(mode))
+
+    def modes(self) -> list[ModeKeys]:
+        """Modes in which something was recorded, without GLOBAL."""
+        self.refresh()
+        found = self.recorded.modes()
+        return [mode for mode in ModeKeys if mode in found and mode is not ModeKeys.GLOBAL]
+
+    def mode(self, global_step: int) -> ModeKeys | None:
+        """Mode of a global step, or None."""
+        return self.mode_modestep(global_step)[0]
+
+    def mode_step(self, global_step: int) -> int | None:
+        """Number of a global step within its mode, or None."""
+        return self.mode_modestep(global_step)[1]
+
+    def mode_modestep(self, global_step: int) -> tuple[ModeKeys | None, int | None]:
+        """Mode of a global step and its number in it, or (None, None)."""
+        self.refresh()
+        for step in self.recorded.find(global_step, ModeKeys.GLOBAL):
+            return ModeKeys[step.mode], step.mode_step
+        return None, None
+
+    def global_step(self, mode: ModeKeys, mode_step: int) -> int | None:
+        """Global step of a step of a mode, or None."""
+        self.refresh()
+        for step in self.recorded.find(mode_step, mode):
+            return step.step
+        return None
+
+    def workers(self) -> list[str]:
+        """``worker_RANK`` of every rank that has recorded something."""
+        self.refresh()
+        return [f"worker_{rank}" for rank in sorted(self.recorded.ranks)]
+
+    def has_passed_step(self, step: int, mode: ModeKeys = ModeKeys.GLOBAL) -> StepState:
+        """Whether the step can be read, may still come, or was passed over."""
+        ended = self.loaded_all_steps  # asked first: what is read then is all there is
+        known = self.steps(mode)
+        if self.recorded.find(step, mode):
+            return StepState.AVAILABLE
+        passed = ended or (bool(known) and step < known[-1])
+        return StepState.UNAVAILABLE if passed else StepState.NOT_YET_AVAILABLE
+
+    def wait_for_steps(self, required_steps: Iterable[int], mode: ModeKeys = ModeKeys.GLOBAL) -> None:
+        """Return when all these steps can be read.
+
+        Raises:
+            StepUnavailable: one was passed over.
+            NoMoreData: the job ended before one.
+        """
+        for number in required_steps:
+            while (state := self.has_passed_step(number, mode)) is StepState.NOT_YET_AVAILABLE:
+                time.sleep(_POLL_SECONDS)
+            if state is StepState.UNAVAILABLE:
+                known = self.steps(mode)
+                if not known or number > known[-1]:
+                    raise NoMoreData(number, mode, known[-1] if known else None)
+                raise StepUnavailable(number, mode)
+
+
+class TraceTrial(Trial):
+    """A trial of a run's directory, finished or growing.
+
+    Args:
+        trace: the run.
+        name: its name.
+        range_steps: (first, end): only global steps in [first, end); None on a side leaves it open.
+
+    Raises:
+        ValueError: a range that holds nothing.
+    """
+
+    def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
+        super().__init__(name)
+        self._first, self._end = range_steps or (None, None)
+        if self._first is not None and self._end is not None and self._first >= self._end:
+            raise ValueError(f"range_steps is {range_steps}; expected the first step below the end")
+        self.trace = trace
+        self._streams: dict[int, tuple[StepStream, Attempts]] = {}
+        self._complete = False
+
+    def refresh(self) -> None:
+        """Take what was recorded meanwhile; every query does."""
+        if self._complete:
+            return
+        ended = not self.trace.live()
+        for rank in self.trace.ranks:
+            attempts = self.trace.attempts(rank)
+            if rank not in self._streams or self._streams[rank][1] != attempts:
+                self.recorded.forget(rank)
+                self._streams[rank] = (StepStream(self.trace, rank), attempts)
+            stream, _ = self._streams[rank]
+            self._take(stream.poll())
+            if ended:
+                self._take(stream.drain())
+        self._complete = ended
+
+    def _take(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            after_end = self._end is not None and step.step >= self._end
+            if not after_end and (self._first is None or step.step >= self._first):
+                self.recorded.add(step)
+
+    @property
+    def loaded_all_steps(self) -> bool:
+        """Whether the job has ended, or was killed, and all was read."""
+        self.refresh()
+        return self._complete
+
+    def whole(self, name: str, step: Step) -> Array | None:
+        """The whole tensor at a step, where it was saved; read from the file at each call."""
+        rows = self.trace.table(
+            "values",
+            columns=["mode_step", "dtype", "shape", "data"],
+            ranks=[step.rank],
+            steps=(step.step, step.step + 1),
+            modes=[step.mode],
+            names=[name],
+        )
+        for row in reversed(rows.to_pylist()):
+            if row["mode_step"] == step.mode_step:
+                return np.frombuffer(row["data"], dtype=np.dtype(row["dtype"])).reshape(row["shape"])
+        return None
+
+
+def create_trial(path: str | os.PathLike[str], name: str | None = None, range_steps: Range | None = None) -> Trial:
+    """Open a run for queries.
+
+    Args:
+        path: the run's directory.
+        name: name of the trial; the directory's by default.
+        range_steps: (first, end): only global steps in [first, end); None on a side leaves it open.
+
+    Raises:
+        TraceError: the directory is not a trace.
+        ValueError: a range that holds nothing.
+    """
+    trace = Trace(path)
+    return TraceTrial(trace, name or Path(path).resolve().name, range_steps)
