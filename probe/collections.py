@@ -143,7 +143,10 @@ class CollectionRegistry:
 
     def get(self, name: str) -> Collection:
         """The collection of that name, made when it is new."""
-        return self._collections.setdefault(name, Collection(name))
+        found = self._collections.get(name)
+        if found is None:
+            found = self._collections[name] = Collection(name)
+        return found
 
     def of_tensor(self, tensor_name: str, by_type: Iterable[str] = ()) -> tuple[str, ...]:
         """All collections a tensor belongs to, by name and by module type; sorted."""
