@@ -1,15 +1,17 @@
-"""One arm of hook_overhead.py: a training loop with one way of watching it, driven over stdin.
+"""Trains one job with and without a hook in turn, for hook_overhead.py; prints what it measured as JSON.
 
 Runs in the environment of what it measures, so it imports nothing but torch until it is told to.
-Requests and replies are lines of JSON: {"do": "block", "seconds": S} trains and replies with nanoseconds per
-step, {"do": "steps", "count": N} trains without measuring, {"do": "close"} detaches and replies with what is
-on disk.
+
+    overhead_worker.py compare WORKLOAD LIBRARY ROUNDS SECONDS      step times of every way of watching
+    overhead_worker.py record WORKLOAD LIBRARY STEPS FOLDER         record that many steps
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-Step = Callable[[], None]
 Close = Callable[[], None]
+Watch = Callable[["Job", Path], Close]
 
 
 class Mlp(nn.Module):
@@ -81,6 +83,9 @@ def nothing_saved(job: Job, folder: Path) -> Close:
     return stepwatch(job, folder, save_config=SaveConfig(save_interval=1 << 40))
 
 
+hooked: list[Any] = []
+
+
 def smdebug(job: Job, folder: Path, activations: bool = False) -> Close:
     import smdebug.pytorch as smd
 
@@ -95,7 +100,8 @@ def smdebug(job: Job, folder: Path, activations: bool = False) -> Close:
     )
     hook.register_module(job.model)
     hook.register_loss(job.loss_fn)
-    return hook.close
+    hooked.append(hook)
+    return lambda: None  # it cannot be detached: the job stays with it
 
 
 def by_hand(job: Job, folder: Path) -> Close:
@@ -107,58 +113,92 @@ def by_hand(job: Job, folder: Path) -> Close:
             parameter.detach().norm().item()
             parameter.grad.norm().item()
 
-    job.optimizer.register_step_pre_hook(norms)
-    return lambda: None
+    return job.optimizer.register_step_pre_hook(norms).remove
 
 
-ARMS: dict[str, Callable[[Job, Path], Close]] = {
-    "no hook": lambda job, folder: lambda: None,
+STEPWATCH: dict[str, Watch] = {
     "stepwatch, every step": every_step,
     "stepwatch, every step, with ReLU outputs": lambda job, folder: every_step(job, folder, True),
     "stepwatch, default budget": stepwatch,
     "stepwatch, nothing saved": nothing_saved,
     "two norms per tensor by hand": by_hand,
+}
+SMDEBUG: dict[str, Watch] = {
     "smdebug, every step": smdebug,
     "smdebug, every step, with ReLU outputs": lambda job, folder: smdebug(job, folder, True),
 }
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def train_for(step: Step, seconds: float) -> list[int]:
-    times, began = [], time.perf_counter_ns()
-    before, limit = began, began + int(seconds * 1e9)
-    while before < limit or len(times) < 3:
-        step()
+def train_for(job: Job, seconds: float) -> list[int]:
+    """Nanoseconds of each step."""
+    times: list[int] = []
+    before = began = time.perf_counter_ns()
+    while before - began < seconds * 1e9 or len(times) < 3:
+        job.step()
         now = time.perf_counter_ns()
         times.append(now - before)
         before = now
     return times
 
 
-def main(workload: str, arm: str, folder: Path) -> None:
-    torch.set_num_threads(2)
-    job = Job(workload)
-    replies, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    close = ARMS[arm](job, folder)
-    steps = 0
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply: dict[str, Any] = {}
-        if request["do"] == "block":
-            reply["times"] = train_for(job.step, request["seconds"])
-            steps += len(reply["times"])
-        elif request["do"] == "steps":
-            for _ in range(request["count"]):
-                job.step()
-            steps += request["count"]
-        else:
+def train(job: Job, steps: int) -> None:
+    for _ in range(steps):
+        job.step()
+
+
+def compare(workload: str, library: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """Step times of blocks: each with a hook between two without."""
+    plain = Job(workload)
+    train(plain, 50)
+    blocks: dict[str, list[list[int]]] = {"no hook": []}
+    ways = STEPWATCH if library == "stepwatch" else SMDEBUG
+    scratch = Path(tempfile.mkdtemp())
+    twins = {name: Job(workload) for name in SMDEBUG} if library == "smdebug" else {}
+    for name, twin in twins.items():
+        ways[name](twin, scratch / name)
+    for turn in range(rounds):
+        for name, watch in ways.items():
+            blocks["no hook"].append(train_for(plain, seconds / 2))
+            if library == "smdebug":
+                train(twins[name], 2)
+                blocks.setdefault(name, []).append(train_for(twins[name], seconds))
+                continue
+            close = watch(plain, scratch / f"{name} {turn}")
+            train(plain, 40)  # a budget has been translated into an interval by then
+            blocks.setdefault(name, []).append(train_for(plain, seconds))
             close()
-            reply = {"steps": steps, "bytes": size_of(folder), "stats_bytes": size_of(folder / "stats")}
-        print(json.dumps(reply), file=replies, flush=True)
+    blocks["no hook"].append(train_for(plain, seconds / 2))
+    for hook in hooked:
+        hook.close()
+    shutil.rmtree(scratch)
+    return {"blocks": blocks, "ways": list(ways)}
+
+
+def record(workload: str, library: str, steps: int, folder: Path) -> dict[str, Any]:
+    """What a run of so many steps leaves on disk."""
+    job = Job(workload)
+    close = (every_step if library == "stepwatch" else smdebug)(job, folder)
+    train(job, steps)
+    close()
+    for hook in hooked:
+        hook.close()
+    return {"bytes": size_of(folder), "stats_bytes": size_of(folder / "stats")}
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    verb, workload, library = sys.argv[1:4]
+    replies, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    if verb == "compare":
+        found = compare(workload, library, int(sys.argv[4]), float(sys.argv[5]))
+    else:
+        found = record(workload, library, int(sys.argv[4]), Path(sys.argv[5]))
+    json.dump(found, replies)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main()

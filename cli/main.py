@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 
 import click
+
+from stepwatch.cli.errors import INTERRUPTED, fail
 
 _COMMANDS = {
     "run": "record a training script with no change to it",
@@ -20,6 +23,17 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command; what is wrong with its arguments is one line, as everything else that is wrong."""
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx is not None else "stepwatch"
+            fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+        except click.Abort:
+            fail("interrupted", INTERRUPTED)
+        raise SystemExit(status or 0)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -42,13 +56,17 @@ def _version() -> str:
         return "unknown"
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_version(), prog_name="stepwatch")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Debug and profile training jobs: record cheaply, judge rightly, stop safely.
 
-    Exit status: 0 nothing found, 1 issues found, 2 unusable arguments or input, 3 a rule failed to run.
+    Exit status: 0 nothing found, 1 issues found, 2 unusable arguments or input, 3 a rule failed to run,
+    130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
+from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_tree
 from stepwatch.rules.replay import Analysis
 
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -19,10 +22,21 @@ _PIPE_WIDTH = 160
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, instead of exiting with the status for issues found."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """The terminal; plain where it is a pipe or NO_COLOR is set."""
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(file=sys.stdout, highlight=False, width=width)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return _Console(file=sys.stdout, highlight=False, width=width)
+
+
+def print_json(content: Any) -> None:
+    """Print valid JSON: numbers that are not finite become strings."""
+    print(json.dumps(json_tree(content), indent=2, allow_nan=False))
 
 
 def verdict_text(result: RuleResult) -> Text:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import STAT_COLUMNS
@@ -28,22 +29,35 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
         "versions": info.versions,
         "start_ns": info.start_ns,
         "state": state_of(trace),
+        "seconds": _seconds(trace, steps["time_ns"].to_numpy()),
         "steps": len(np.unique(steps["step"].to_numpy())),
         "steps_per_second": 1e9 / median if median else None,
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),
+        "notes": trace.notes,
+        "warnings": list(trace.warnings),
+        "counters": trace.counters,
     }
+
+
+def _seconds(trace: Trace, times: NDArray[np.int64]) -> float:
+    """From the first start to the end, or to the last training step where it did not say how it ended."""
+    ends = [end.time_ns for rank in trace.ranks if (end := trace.end(rank)) is not None]
+    last = max([trace.info.start_ns, *ends, *times[-1:].tolist()])
+    return float(last - trace.info.start_ns) / 1e9
 
 
 def state_of(trace: Trace) -> str:
     """How the run stands, in words."""
+    if trace.live():
+        return "live"
     ends = [end for rank in trace.ranks if (end := trace.end(rank)) is not None]
     if ends:
         worst = max(ends, key=lambda end: end.status != "finished")
         after = f" after {worst.last_step} steps" if worst.last_step is not None else ""
         return f"{worst.status}{after}" + (f": {worst.reason}" if worst.reason else "")
-    return "live" if trace.live() else "killed (it did not say how it ended)"
+    return "killed (it did not say how it ended)"
 
 
 def _series(trace: Trace, ranks: list[int]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Finding:
             "threshold": json_number(self.threshold),
             "message": self.message,
             "suggestion": self.suggestion,
-            "evidence": _json_tree(self.evidence),
+            "evidence": json_tree(self.evidence),
             "rank": self.rank,
         }
 
@@ -153,10 +153,10 @@ def json_number(value: float) -> float | str:
     return value
 
 
-def _json_tree(value: Any) -> Any:
-    """The same with every number of :func:`json_number`."""
+def json_tree(value: Any) -> Any:
+    """The same with every number as :func:`json_number` has it."""
     if isinstance(value, float):
         return json_number(value)
     if isinstance(value, dict):
-        return {key: _json_tree(entry) for key, entry in value.items()}
-    return [_json_tree(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return {key: json_tree(entry) for key, entry in value.items()}
+    return [json_tree(entry) for entry in value] if isinstance(value, (list, tuple)) else value

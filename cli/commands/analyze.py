@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stepwatch.cli import errors
+
+if TYPE_CHECKING:
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.catalogue import RuleSpec
+    from stepwatch.rules.replay import Analysis
+
+_POLL_SECONDS = 0.2
 
 
 @click.command("analyze")
@@ -22,52 +30,73 @@ from stepwatch.cli import errors
 )
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several runs.")
+@click.option("--follow", is_flag=True, help="Judge a live run to its end, then print.")
 @errors.one_line_errors
-def command(runs: tuple[Path, ...], rules: tuple[str, ...], settings: tuple[str, ...], as_json: bool) -> None:
+def command(
+    runs: tuple[Path, ...], rules: tuple[str, ...], settings: tuple[str, ...], as_json: bool, follow: bool
+) -> None:
     """Evaluate rules over finished or live runs.
 
     Exit status: 0 nothing found, 1 issues found, 2 a run that cannot be read, 3 a rule failed to run (and
     nothing was found).
     """
-    from stepwatch.cli.render import console, print_analysis
+    from stepwatch.cli.render import console, print_analysis, print_json
     from stepwatch.probe.store.errors import TraceError
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.catalogue import configure
-    from stepwatch.rules.finding import Status
-    from stepwatch.rules.replay import analyze
 
     specs = configure(list(rules) or None, list(settings))
-    printed: list[dict[str, Any]] = []
-    out = console()
-    status = errors.NOTHING_FOUND
+    errors.print_warnings_with_the_result()
+    analyses: dict[Path, Analysis] = {}
     unreadable: list[str] = []
-    for number, run in enumerate(runs):
+    out = console()
+    for run in dict.fromkeys(runs):
         try:
-            analysis = analyze(Trace(run), specs)
-        except TraceError as error:
-            unreadable.append(str(error))
+            analysis = _judge(Trace(run), specs, follow)
+        except (TraceError, OSError) as error:
+            unreadable.append(errors.spell(error))
             continue
-        if analysis.findings:
-            status = errors.ISSUES_FOUND
-        elif status == errors.NOTHING_FOUND and any(r.status is Status.ERROR for r in analysis.results):
-            status = errors.RULE_FAILED
-        if as_json:
-            printed.append(
-                {
-                    "run": str(run),
-                    "live": analysis.live,
-                    "rules": [result.to_json() for result in analysis.results],
-                    "notes": analysis.notes,
-                    "warnings": analysis.warnings,
-                    "counters": analysis.counters,
-                }
-            )
-        else:
-            if number:
+        if not as_json:
+            if analyses:
                 out.print()
             print_analysis(out, run, analysis)
-    if as_json and printed:
-        click.echo(json.dumps(printed if len(runs) > 1 else printed[0], indent=2))
+        analyses[run] = analysis
+    if as_json and analyses:
+        printed = [_to_json(run, analysis) for run, analysis in analyses.items()]
+        print_json(printed if len(runs) > 1 else printed[0])
     for message in unreadable:
         click.echo(f"stepwatch: {message}", err=True)
-    raise SystemExit(errors.UNUSABLE if unreadable else status)
+    raise SystemExit(errors.UNUSABLE if unreadable else _status(list(analyses.values())))
+
+
+def _judge(trace: Trace, specs: Sequence[RuleSpec], follow: bool) -> Analysis:
+    from stepwatch.rules.replay import LiveAnalysis, analyze
+
+    if not follow:
+        return analyze(trace, specs)
+    judged = LiveAnalysis(trace, specs)
+    while trace.live():
+        judged.poll()
+        time.sleep(_POLL_SECONDS)
+    judged.conclude()
+    return judged.analysis(live=False)
+
+
+def _to_json(run: Path, analysis: Analysis) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "live": analysis.live,
+        "rules": [result.to_json() for result in analysis.results],
+        "notes": analysis.notes,
+        "warnings": analysis.warnings,
+        "counters": analysis.counters,
+    }
+
+
+def _status(analyses: list[Analysis]) -> int:
+    from stepwatch.rules.finding import Status
+
+    if any(analysis.findings for analysis in analyses):
+        return errors.ISSUES_FOUND
+    failed = any(result.status is Status.ERROR for analysis in analyses for result in analysis.results)
+    return errors.RULE_FAILED if failed else errors.NOTHING_FOUND

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from stepwatch.cli import errors
 @errors.one_line_errors
 def command(name: str | None, as_json: bool) -> None:
     """List the rules with their parameters, or explain the one NAMEd."""
-    from stepwatch.cli.render import console
+    from stepwatch.cli.render import console, print_json
     from stepwatch.rules.catalogue import RULE_SETS, RuleSpec, parameters_of, resolve
     from stepwatch.rules.rule import Rule
 
@@ -33,7 +32,7 @@ def command(name: str | None, as_json: bool) -> None:
     specs = resolve(name) if name else [RuleSpec(rule) for rules in RULE_SETS.values() for rule in rules]
     described = [describe(spec.rule) for spec in specs]
     if as_json:
-        click.echo(json.dumps(described[0] if name and len(described) == 1 else described, indent=2))
+        print_json(described[0] if name and len(described) == 1 else described)
         return
     out = console()
     for entry in described:

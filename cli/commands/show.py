@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -22,7 +21,9 @@ _SHOWN_TENSORS = 40
 @errors.one_line_errors
 def command(run: Path, tensors: str | None, as_json: bool) -> None:
     """Summarise a run: how it went and ended, losses, tensors, what was found."""
-    from stepwatch.cli.render import console, print_reservations, sparkline
+    from rich.text import Text
+
+    from stepwatch.cli.render import console, print_json, print_reservations, sparkline
     from stepwatch.cli.summary import summarise
     from stepwatch.probe.store.reader import Trace
 
@@ -30,18 +31,20 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
         pattern = re.compile(tensors or "")
     except re.error as error:
         errors.fail(f"--tensors {tensors!r} is not a regular expression: {error}")
-    trace = Trace(run)
-    summary = summarise(trace, pattern)
+    errors.print_warnings_with_the_result()
+    summary = summarise(Trace(run), pattern)
     if as_json:
-        click.echo(json.dumps(summary, indent=2, default=str))
+        print_json(summary)
         return
     out = console()
-    out.print(f"[bold]{run}[/]  {summary['job_name']}", markup=True)
+    out.print(Text.assemble((str(run), "bold"), f"  {summary['job_name']}"))
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["start_ns"] / 1e9))
-    out.print(f"started {started} on {summary['host']}, {summary['world_size']} rank(s), {summary['state']}")
+    ranks = f"{summary['world_size']} rank{'s' if summary['world_size'] != 1 else ''}"
+    out.print(f"started {started} on {summary['host']}, {ranks}, {summary['state']}", markup=False)
     out.print(f"command: {' '.join(summary['command'])}", markup=False)
     rate = summary["steps_per_second"]
-    out.print(f"{summary['steps']} training steps" + (f", {rate:.4g} per second" if rate else ""))
+    pace = f", {rate:.4g} per second" if rate else ""
+    out.print(f"{summary['steps']} training steps in {summary['seconds']:.4g} s{pace}")
     for name, series in summary["series"].items():
         values = [float(value) for value in series["values"]]
         line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
@@ -51,7 +54,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
         done = "; ".join(f"{a['action']}: {a['detail']}" for a in row["actions"])
         text = f"found at step {row['last_step']} by the {row['judged_by']}: {row['rule']}: {row['message']}"
         out.print(f"{text}{f' ({done})' if done else ''}", markup=False, style="red")
-    print_reservations(out, trace.notes, trace.warnings, trace.counters)
+    print_reservations(out, summary["notes"], summary["warnings"], summary["counters"])
 
 
 def _print_tensors(out: Any, rows: list[dict[str, Any]], *, everything: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from pathlib import Path
 
@@ -10,11 +9,19 @@ import click
 
 from stepwatch.cli import errors
 
+_POLL_SECONDS = 0.1
+
 
 @click.command("stop")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--reason", default="asked for by a person", show_default=True, help="Recorded with the stop.")
-@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for the job to stop; 0: do not.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for the job to stop; 0: do not.",
+)
 @errors.one_line_errors
 def command(run: Path, reason: str, wait: float) -> None:
     """Ask a running job to stop at its next step, after its checkpoint.
@@ -22,23 +29,30 @@ def command(run: Path, reason: str, wait: float) -> None:
     Exit status: 0 stopped (or asked, with --wait 0), 1 no answer in time, 2 the run is not live.
     """
     from stepwatch.probe.store.control import read_acknowledgement, request_stop
+    from stepwatch.probe.store.identity import process_identity
     from stepwatch.probe.store.reader import Trace
 
     trace = Trace(run)
     if not trace.live():
         errors.fail(f"{run}: the run is not live; there is nothing to stop")
-    request = request_stop(run, reason, by=getpass.getuser())
+    request = request_stop(run, reason, by=process_identity()["user"])
+    if not wait:
+        click.echo(f"{run}: asked to stop")
+        return
     deadline = time.monotonic() + wait
     waiting = set(trace.ranks)
-    while waiting and time.monotonic() < deadline:
+    while True:
+        live = trace.live()  # asked first: a job answers before it ends
         for rank in sorted(waiting):
             answer = read_acknowledgement(run, rank)
             if answer is not None and answer.request_id == request:
                 waiting.discard(rank)
                 saved = f"checkpoint {answer.checkpoint}" if answer.checkpoint else "no checkpoint"
                 click.echo(f"rank {rank} stopped after {answer.step} steps, {saved}")
-        if waiting and not Trace(run).live():
+        if not waiting:
+            return
+        if not live:
             errors.fail(f"{run}: the job ended without an answer", errors.ISSUES_FOUND)
-        time.sleep(0.1)
-    if wait and waiting:
-        errors.fail(f"{run}: no answer in {wait:g} s; the request stands", errors.ISSUES_FOUND)
+        if time.monotonic() > deadline:
+            errors.fail(f"{run}: no answer in {wait:g} s; the request stands", errors.ISSUES_FOUND)
+        time.sleep(_POLL_SECONDS)
