@@ -357,3 +357,103 @@ int stepwatch_measure_1(int64_t count, const tensor_t *tensors, double *out,
     free(first);
     return 0;
 }
+
+/* Whether an entry lets its unit count as active: it is above zero or NaN. */
+static inline int active_half(uint16_t bits, uint16_t infinity) {
+    return (bits & 0x7fffu) > infinity || (bits != 0 && !(bits & 0x8000u));
+}
+
+VECTORISED
+static void mark_active(uint8_t *restrict active, const tensor_t *row, int64_t units) {
+    const void *data = (const void *)(intptr_t)row->address;
+    if (row->type == FLOAT32) {
+        const float *restrict x = data;
+        for (int64_t u = 0; u < units; u++) active[u] |= !(x[u] <= 0);
+    } else if (row->type == FLOAT64) {
+        const double *restrict x = data;
+        for (int64_t u = 0; u < units; u++) active[u] |= !(x[u] <= 0);
+    } else {
+        const uint16_t *restrict x = data;
+        uint16_t infinity = row->type == BFLOAT16 ? 0x7f80u : 0x7c00u;
+        for (int64_t u = 0; u < units; u++) active[u] |= active_half(x[u], infinity);
+    }
+}
+
+static int any_active(const tensor_t *unit, int64_t positions) {
+    uint8_t active[256] = {0};
+    tensor_t run = *unit;
+    int64_t size = unit->type == FLOAT32 ? 4 : unit->type == FLOAT64 ? 8 : 2;
+    for (int64_t at = 0, n; at < positions; at += n) {
+        n = positions - at < 256 ? positions - at : 256;
+        run.address = unit->address + at * size;
+        mark_active(active, &run, n);
+        for (int64_t i = 0; i < n; i++)
+            if (active[i]) return 1;
+    }
+    return 0;
+}
+
+/* For how many steps in a row each unit of a contiguous output [outer, units, inner] has been silent, meaning
+ * that no entry of it was above zero or NaN: adds one to `silent_for` of the silent units and sets the others to
+ * zero. `reached` gets the number of units silent now, and those silent for at least each of two `windows`.
+ * Returns 0, or -1 without memory.
+ */
+int stepwatch_silent_units_1(int64_t address, int64_t type, int64_t outer, int64_t units, int64_t inner,
+                             int32_t *silent_for, const int32_t *windows, int64_t *reached) {
+    tensor_t part = {address, 0, type};
+    int64_t size = type == FLOAT32 ? 4 : type == FLOAT64 ? 8 : 2;
+    uint8_t *active = calloc((size_t)units, 1);
+    if (!active) return -1;
+    for (int64_t o = 0; o < outer; o++) {
+        part.address = address + o * units * inner * size;
+        if (inner == 1) {
+            mark_active(active, &part, units);
+            continue;
+        }
+        for (int64_t u = 0; u < units; u++, part.address += inner * size)
+            if (!active[u]) active[u] = (uint8_t)any_active(&part, inner);
+    }
+    reached[0] = reached[1] = reached[2] = 0;
+    for (int64_t u = 0; u < units; u++) {
+        silent_for[u] = active[u] ? 0 : silent_for[u] + 1;
+        reached[0] += silent_for[u] > 0;
+        reached[1] += silent_for[u] >= windows[0];
+        reached[2] += silent_for[u] >= windows[1];
+    }
+    free(active);
+    return 0;
+}
+
+/* Whether the entry `label` of a row is its first largest one; not where a NaN is among them. */
+VECTORISED
+static int is_first_largest_32(const float *restrict row, int64_t classes, int64_t label) {
+    float value = row[label];
+    int beaten = 0;
+    for (int64_t c = 0; c < label; c++) beaten |= !(row[c] < value);
+    for (int64_t c = label; c < classes; c++) beaten |= !(row[c] <= value);
+    return !beaten;
+}
+
+VECTORISED
+static int is_first_largest_64(const double *restrict row, int64_t classes, int64_t label) {
+    double value = row[label];
+    int beaten = 0;
+    for (int64_t c = 0; c < label; c++) beaten |= !(row[c] < value);
+    for (int64_t c = label; c < classes; c++) beaten |= !(row[c] <= value);
+    return !beaten;
+}
+
+/* Samples of each class, and how many of them are predicted right, of contiguous logits [rows, classes] in single
+ * or double precision. Labels that are `ignored` or no class do not count. `counts` holds 2 * classes zeros. */
+int stepwatch_class_counts_1(int64_t logits, int64_t type, int64_t rows, int64_t classes, int64_t ignored,
+                             const int64_t *labels, int64_t *counts) {
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t label = labels[r];
+        if (label < 0 || label >= classes || label == ignored) continue;
+        counts[label]++;
+        const void *row = (const char *)(intptr_t)logits + r * classes * (type == FLOAT32 ? 4 : 8);
+        counts[classes + label] += type == FLOAT32 ? is_first_largest_32(row, classes, label)
+                                                   : is_first_largest_64(row, classes, label);
+    }
+    return 0;
+}

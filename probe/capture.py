@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,11 +13,10 @@ from torch import nn
 from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 
 _WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
-_PROBED_INDICES = range(4)
+_PROBED_INDICES = 4
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a tensor comes from: the collections it has by its module, and that module."""
 
     collections: tuple[str, ...]
@@ -56,14 +55,38 @@ def is_compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
+class Tap:
+    """The inputs or the outputs of one module, as its calls go by.
+
+    Attributes:
+        module: the module.
+        origin: collections and module of its tensors.
+        is_output: whether these are its outputs.
+        seen: tensors that passed since the capture was armed; they are numbered on through several calls.
+    """
+
+    def __init__(self, path: str, direction: str, module: nn.Module, origin: Origin) -> None:
+        self.module = module
+        self.origin = origin
+        self.is_output = direction == "output"
+        self.seen = 0
+        self._stem = f"{path}_{direction}_"
+        self._names: list[str] = []
+
+    def names(self, first: int, count: int) -> list[str]:
+        """Names of so many tensors from that number on."""
+        for index in range(len(self._names), first + count):
+            self._names.append(f"{self._stem}{index}")
+        return self._names[first : first + count]
+
+
 class ModelCapture:
     """One root model: names and hooks.
 
     Args:
         model: the module that the script calls; may be wrapped.
         registry: tells what is saved.
-        on_tensors: called with (names, tensors, origin, module, is_output) for the tensors of a module
-            call that are to be saved.
+        on_tensors: called with the tap, the module and the tensors of a call that passed the tap.
         prefix: stands for the root's class name in tensor names.
     """
 
@@ -71,7 +94,7 @@ class ModelCapture:
         self,
         model: nn.Module,
         registry: CollectionRegistry,
-        on_tensors: Callable[[list[str], list[torch.Tensor], Origin, nn.Module, bool], None],
+        on_tensors: Callable[[Tap, nn.Module, Sequence[torch.Tensor]], None],
         prefix: str | None = None,
     ) -> None:
         self.entry = model
@@ -83,8 +106,8 @@ class ModelCapture:
         self._handles: list[Any] = []
         self._order_handles: list[Any] = []
         self._order: dict[str, int] = {}
-        self._counts: dict[tuple[str, str], int] = {}
-        self._watched = None if self.compiled else self._find_watched()
+        self._armed = False
+        self._taps: list[Tap] = [] if self.compiled else list(self._find_taps())
 
     def parameters(self) -> list[tuple[str, nn.Parameter, Origin]]:
         """(name, parameter, origin) of every parameter, shared ones once, under their first name."""
@@ -111,40 +134,47 @@ class ModelCapture:
             self._order_handles.append(module.register_forward_pre_hook(self._make_order_hook(path)))
 
     def arm(self) -> None:
-        """Install the forward hooks: the coming step is saved. A step without them costs nothing."""
-        self._counts.clear()
-        if self._handles or not self._watched:
-            return
-        for path, module, inputs, outputs in self._watched:
-            hook = self._make_hook(path, type(module).__name__, inputs, outputs)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        """The coming forward pass is saved: install the forward hooks, or begin to listen to them again."""
+        for tap in self._taps:
+            tap.seen = 0
+        self._armed = True
+        if not self._handles:
+            for tap in self._taps:
+                register = tap.module.register_forward_hook
+                if tap.is_output:
+                    self._handles.append(register(self._hear_output(tap)))
+                else:
+                    self._handles.append(register(self._hear_inputs(tap), with_kwargs=True))
+
+    def pause(self) -> None:
+        """Do not listen until :meth:`arm`, which may be soon."""
+        self._armed = False
+        for handle in self._order_handles:
+            handle.remove()
+        self._order_handles.clear()
 
     def disarm(self) -> None:
-        """Remove the forward hooks."""
-        for handle in (*self._handles, *self._order_handles):
+        """Remove the forward hooks: a step without them costs nothing."""
+        self.pause()
+        for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._order_handles.clear()
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for path, module in self.root.named_modules():
             yield _WRAPPER_SEGMENT.sub("", path).lstrip("."), module
 
-    def _find_watched(self) -> list[tuple[str, nn.Module, bool, bool]]:
-        watched = []
+    def _find_taps(self) -> Iterator[Tap]:
         for path, module in self._modules():
-            inputs = self._wanted(path, type(module).__name__, "input")
-            outputs = self._wanted(path, type(module).__name__, "output")
-            if inputs or outputs:
-                watched.append((path, module, inputs, outputs))
-        return watched
+            for direction in ("input", "output"):
+                tap = Tap(path or self.prefix, direction, module, self._origin(path, type(module).__name__, direction))
+                if self._wanted(tap):
+                    yield tap
 
-    def _wanted(self, path: str, module_type: str, direction: str) -> bool:
-        origin = self._origin(path, module_type, direction)
-        name = path or self.prefix
+    def _wanted(self, tap: Tap) -> bool:
         return any(
-            self._registry.saved(self._registry.of_tensor(f"{name}_{direction}_{index}", origin.collections))
-            for index in _PROBED_INDICES
+            self._registry.saved(self._registry.of_tensor(name, tap.origin.collections))
+            for name in tap.names(0, _PROBED_INDICES)
         )
 
     def _origin(self, path: str, module_type: str, direction: str) -> Origin:
@@ -160,26 +190,18 @@ class ModelCapture:
 
         return note_order
 
-    def _make_hook(self, path: str, module_type: str, inputs: bool, outputs: bool) -> Callable[..., None]:
-        name = path or self.prefix
-        input_origin = self._origin(path, module_type, "input")
-        output_origin = self._origin(path, module_type, "output")
+    # What torch calls; under torch.compile it is traced, and must leave nothing in the graph.
 
-        def see_call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            # Under torch.compile this is traced: leave nothing in the graph.
-            if torch.compiler.is_compiling():
-                return
-            if inputs:
-                self._emit(name, "input", (args, kwargs), input_origin, module)
-            if outputs:
-                self._emit(name, "output", output, output_origin, module)
+    def _hear_output(self, tap: Tap) -> Callable[..., None]:
+        def see_output(module: nn.Module, args: Any, output: Any) -> None:
+            if self._armed and not torch.compiler.is_compiling():
+                self._on_tensors(tap, module, (output,) if isinstance(output, torch.Tensor) else list(flatten(output)))
 
-        return see_call
+        return see_output
 
-    def _emit(self, name: str, direction: str, value: Any, origin: Origin, module: nn.Module) -> None:
-        tensors = list(flatten(value))
-        first = self._counts.get((name, direction), 0)
-        self._counts[name, direction] = first + len(tensors)
-        names = [f"{name}_{direction}_{first + k}" for k in range(len(tensors))]
-        if tensors:
-            self._on_tensors(names, tensors, origin, module, direction == "output")
+    def _hear_inputs(self, tap: Tap) -> Callable[..., None]:
+        def see_inputs(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._armed and not torch.compiler.is_compiling():
+                self._on_tensors(tap, module, list(flatten((args, kwargs))))
+
+        return see_inputs

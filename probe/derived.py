@@ -15,6 +15,7 @@ Like the statistics, they are computed without waiting for a device, and fetched
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stepwatch.probe import compiled
 from stepwatch.probe.collections import RELU_TYPES
 from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.recorder import OpenRecord
@@ -43,7 +45,9 @@ class DerivedQuantities:
         """``unit_activity`` of a module's output, where it has units that can fall silent."""
         if type(module).__name__ not in RELU_TYPES or output.dim() < 2 or not output.numel():
             return
-        activity = self._activity.setdefault(name, UnitActivity())
+        activity = self._activity.get(name)
+        if activity is None:
+            activity = self._activity[name] = UnitActivity()
         record.add_derived(name, "unit_activity", activity.observe(output))
 
     def see_labels(self, record: OpenRecord, name: str, loss: nn.Module, inputs: Sequence[Any]) -> None:
@@ -61,18 +65,32 @@ class UnitActivity:
     """``unit_activity`` of one tensor; counts on its device for how long each unit has been silent."""
 
     def __init__(self) -> None:
+        self._counter: compiled.SilenceCounter | None = None
         self._silent_for: torch.Tensor | None = None
         self._seen = 0
 
-    @torch.no_grad()
     def observe(self, output: torch.Tensor) -> Vector:
         """Take note of the output of one saved training step, [N, C, ...] or [..., units], not empty.
 
         The counts begin anew when the number of units or the device changes. A unit that is NaN somewhere
         is not silent.
         """
-        dims = (0, *range(2, output.dim())) if output.dim() >= 4 else tuple(range(output.dim() - 1))
-        silent = output.detach().amax(dims) <= 0
+        channels = output.dim() >= 4
+        if output.is_cpu:
+            laid_out = output if output.is_contiguous() else output.detach().contiguous()
+            code = compiled.type_code(laid_out)
+            if code is not None:
+                units = laid_out.shape[1 if channels else -1]
+                if self._counter is None or self._counter.units != units:
+                    self._counter = compiled.SilenceCounter(units, SILENCE_WINDOWS)
+                inner = math.prod(laid_out.shape[2:]) if channels else 1
+                silent = self._counter.observe(laid_out, code, inner)
+                return lambda: np.array([units, *silent], dtype=np.float64)
+        return self._observe_on_device(output, (0, *range(2, output.dim())) if channels else range(output.dim() - 1))
+
+    @torch.no_grad()
+    def _observe_on_device(self, output: torch.Tensor, dims: Sequence[int]) -> Vector:
+        silent = output.detach().amax(tuple(dims)) <= 0
         before = self._silent_for
         if before is None or before.shape != silent.shape or before.device != silent.device:
             before = torch.zeros(silent.shape, dtype=torch.int32, device=silent.device)
@@ -96,6 +114,9 @@ def class_counts(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) 
     Labels that are ``ignore_index`` or no class do not count.
     """
     classes = logits.shape[1]
+    found = compiled.class_counts(logits, labels, ignore_index)
+    if found is not None:
+        return lambda: found.astype(np.float64)
     flat = labels.detach().reshape(-1).long()
     right = logits.detach().argmax(1).reshape(-1) == flat
     known = (flat >= 0) & (flat < classes) & (flat != ignore_index)

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from stepwatch.probe import lifecycle, losses
-from stepwatch.probe.capture import ModelCapture, Origin, flatten
+from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
-from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.reductions import ReductionConfig
 from stepwatch.probe.resume import first_step, process_rank
 from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
-from stepwatch.probe.steps import TRAINING, StepTracker
+from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.writer import TraceWriter
@@ -275,7 +275,7 @@ class Hook:
         record = self._current()
         if record.due:
             record.due |= {collection}
-            self._tensors.see_call(record, [name], [tensor], Origin((collection,), None, None), 0)
+            self._tensors.see_tensor(record, name, tensor, Origin((collection,), None, None))
 
     def request_stop(self, reason: str) -> None:
         """Stop the job at the end of its current step, in the way of ``stop``; from any thread."""
@@ -356,8 +356,10 @@ class Hook:
         if record.forwards == 0:
             if record.due:
                 self._tensors.arm(first=not self._optimizer_steps)
+            else:
+                self._tensors.disarm()
         elif not self._multiple_models:
-            self._tensors.disarm()  # activations are those of the first micro-batch
+            self._tensors.pause()  # activations are those of the first micro-batch
         record.forwards += 1
         self._steps.clock.begin("forward_ns")
 
@@ -370,23 +372,19 @@ class Hook:
             self._add_loss(record, "loss_output_0", loss, None)
 
     @_guarded
-    def _see_call(
-        self, names: list[str], tensors: list[torch.Tensor], origin: Origin, module: nn.Module, output: bool
-    ) -> None:
+    def _see_call(self, tap: Tap, module: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
         record = self._steps.record
-        if record is None:
-            return
-        order = self._order_of(origin)
-        self._tensors.see_call(record, names, tensors, origin, order)
-        if output and record.mode in TRAINING:
-            self._tensors.see_output(record, names[0], module, tensors[0])
+        if record is not None:
+            self._tensors.see_call(record, tap, module, tensors)
 
     @_guarded
     def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
         record = self._working()
-        name = loss_name(type(module).__name__)
-        for index, loss in enumerate(flatten(output)):
-            self._add_loss(record, f"{name}_output_{index}", loss, type(module).__name__)
+        module_type = type(module).__name__
+        name = loss_name(module_type)
+        losses = (output,) if isinstance(output, torch.Tensor) else flatten(output)
+        for index, loss in enumerate(losses):
+            self._add_loss(record, f"{name}_output_{index}", loss, module_type)
         if record.due and record.mode in TRAINING and record.backwards == 0:
             self._tensors.see_labels(record, f"{name}_input_1", module, args)
 
@@ -430,10 +428,9 @@ class Hook:
         if optimizer is self._optimizers[0]:
             for name, rate in _learning_rates(optimizer):
                 record.add_scalar(name, rate)
-            if record.due:
-                self._tensors.see_weights(record)
-        if record.due and not closure:
-            self._see_gradients(record, optimizer)
+        if record.due:
+            weights = optimizer is self._optimizers[0]
+            self._see_update(record, optimizer, weights=weights, gradients=not closure)
         self._steps.clock.begin("optimizer_ns")
 
     @_guarded
@@ -441,10 +438,11 @@ class Hook:
         self._steps.clock.end("optimizer_ns")
         record = self._steps.record
         if record is not None and record.due and closure:
-            self._see_gradients(record, optimizer)  # those of the closure's last evaluation
+            # those of the closure's last evaluation
+            self._see_update(record, optimizer, weights=False, gradients=True)
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         if optimizer is self._optimizers[0]:
-            self._tensors.disarm()
+            self._tensors.pause()
             self._steps.updated()
 
     def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
@@ -452,12 +450,16 @@ class Hook:
         if record.mode in TRAINING and not record.finite:
             self._steps.save_densely()
 
-    def _see_gradients(self, record: OpenRecord, optimizer: torch.optim.Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if optimizer is self._optimizers[0]:
-            held = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
-            parameters += self._tensors.parameters_outside(record, held)
-        self._tensors.see_gradients(record, parameters, optimizer)
+    def _see_update(
+        self, record: OpenRecord, optimizer: torch.optim.Optimizer, *, weights: bool, gradients: bool
+    ) -> None:
+        held = None
+        if gradients and len(self._optimizers) > 1:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if optimizer is self._optimizers[0]:
+                others = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
+                held |= self._tensors.parameter_ids() - others  # gradients that no optimizer uses are shown once
+        self._tensors.see_update(record, weights=weights, held=held, gradients=gradients, optimizer=optimizer)
 
     def _stop_if_due(self) -> None:
         if self._closed or self._forked or not self._stopper.due(self.step):
@@ -472,9 +474,6 @@ class Hook:
     @property
     def _multiple_models(self) -> bool:
         return len(self._tensors.models) > 1
-
-    def _order_of(self, origin: Origin) -> int:
-        return max((capture.order_of(origin.module) for capture in self._tensors.models), default=0)
 
     def _current(self, mode: ModeKeys | None = None) -> OpenRecord:
         self._start()
@@ -553,6 +552,7 @@ def _named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]
         yield None, model  # type: ignore[misc]
 
 
+@functools.cache
 def loss_name(name: str) -> str:
     """Name of a loss in tensor names: it says that it is one, as smdebug's expression wants."""
     return name if name.lower().endswith("loss") else f"{name}_loss"

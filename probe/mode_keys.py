@@ -19,3 +19,7 @@ class ModeKeys(enum.Enum):
 
 
 modes = ModeKeys
+
+
+TRAINING = (ModeKeys.TRAIN, ModeKeys.GLOBAL)
+"""Modes in which the job learns."""

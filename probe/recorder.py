@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.fetch import fetch_later
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.sheet import StatisticsSheet
 from stepwatch.probe.store.records import StepRecord
 
 
@@ -50,11 +51,19 @@ class OpenRecord:
         self.backwards = 0
         self.finite = True
         self.time_ns = time.time_ns()
+        self._sheet: StatisticsSheet | None = None
         self._statistics: list[tuple[Sequence[str], Pending]] = []
         self._derived: list[tuple[str, str, Callable[[], NDArray[np.float64] | None]]] = []
         self._values: list[tuple[str, torch.Tensor]] = []
         self._losses: dict[str, list[Scalar]] = {}
         self._scalars: list[tuple[str, Scalar]] = []
+
+    @property
+    def sheet(self) -> StatisticsSheet:
+        """Statistics that are there at once."""
+        if self._sheet is None:
+            self._sheet = StatisticsSheet()
+        return self._sheet
 
     def add_statistics(self, names: Sequence[str], pending: Pending) -> None:
         """Statistics of these tensors, on their way."""
@@ -99,16 +108,19 @@ class OpenRecord:
 
     def close(self, intern: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StepRecord:
         """The finished record; what is still on a device is fetched by its ``resolve``."""
-        scalars = _ScalarFetch(self._losses, dict(self._scalars), self.backwards)
-        statistics, derived, values = self._statistics, self._derived, self._values
+        scalars = _Scalars(self._losses, self._scalars, self.backwards)
+        sheet, statistics, derived, values = self._sheet, self._statistics, self._derived, self._values
 
         def resolve(record: StepRecord) -> None:
             record.scalars = scalars.result()
-            batches = [(names, pending.result()) for names, pending in statistics]
+            batches: list[tuple[Sequence[str], NDArray[np.float64] | None]] = []
+            if sheet is not None and sheet.names:
+                batches.append((sheet.names, sheet.matrix()))
+            batches += [(names, pending.result()) for names, pending in statistics]
             found = [(names, matrix) for names, matrix in batches if matrix is not None]
             if found:
                 record.names = intern(tuple(name for names, _ in found for name in names))
-                record.stats = np.concatenate([matrix for _, matrix in found])
+                record.stats = np.concatenate([matrix for _, matrix in found]) if len(found) > 1 else found[0][1]
             for name, quantity, result in derived:
                 vector = result()
                 if vector is not None:
@@ -126,36 +138,40 @@ class OpenRecord:
         )
 
 
-class _ScalarFetch:
-    """Losses and scalars of one step; those on an accelerator are copied without waiting for it.
+class _Scalars:
+    """Losses and scalars of one step; those on an accelerator are copied without waiting for it."""
 
-    Of more losses than backward passes, the ones that are not finite were left out by the script itself.
-    """
-
-    def __init__(self, losses: dict[str, list[Scalar]], scalars: dict[str, Scalar], backwards: int) -> None:
+    def __init__(self, losses: dict[str, list[Scalar]], scalars: list[tuple[str, Scalar]], backwards: int) -> None:
+        self._losses = losses
+        self._scalars = scalars
         self._backwards = backwards
-        self._names = [(name, len(parts)) for name, parts in losses.items()]
-        self._names += [(name, 1) for name in scalars]
-        flat = [value for parts in losses.values() for value in parts] + list(scalars.values())
-        self._flat: list[Any] = list(flat)
-        remote = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
-        self._remote = remote
         self._fetch: Callable[[], torch.Tensor] | None = None
+        remote = [value for value in self._values() if isinstance(value, torch.Tensor)]
         if remote:
-            self._fetch = fetch_later(torch.stack([self._flat[i].reshape(()).double() for i in remote]))
+            self._fetch = fetch_later(torch.stack([value.reshape(()).double() for value in remote]))
 
     def result(self) -> list[tuple[str, float]]:
-        if self._fetch is not None:
-            for index, value in zip(self._remote, self._fetch().tolist(), strict=True):
-                self._flat[index] = value
-        found, at = [], 0
-        for name, count in self._names:
-            parts = self._flat[at : at + count]
-            if count > self._backwards > 0:
-                parts = [part for part in parts if math.isfinite(part)] or parts
-            found.append((name, float(sum(parts) / len(parts))))
-            at += count
-        return found
+        """Wait for them. Of one name the last scalar counts, and of losses the mean.
+
+        Of more losses than backward passes, the ones that are not finite were left out by the script itself.
+        """
+        fetched = iter(self._fetch().tolist() if self._fetch is not None else ())
+        numbers = [next(fetched) if isinstance(value, torch.Tensor) else value for value in self._values()]
+        found, at = {}, 0
+        for name, parts in self._losses.items():
+            known = numbers[at : at + len(parts)]
+            at += len(parts)
+            if len(known) > self._backwards > 0:
+                known = [number for number in known if math.isfinite(number)] or known
+            found[name] = float(sum(known) / len(known))
+        logged = {name: number for (name, _), number in zip(self._scalars, numbers[at:], strict=True)}
+        return [*found.items(), *logged.items()]
+
+    def _values(self) -> Iterator[Scalar]:
+        for parts in self._losses.values():
+            yield from parts
+        for _, value in self._scalars:
+            yield value
 
 
 def _keep(value: torch.Tensor) -> Scalar:

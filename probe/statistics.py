@@ -26,7 +26,6 @@ from stepwatch.probe.store.schema import STAT_COLUMNS
 
 Matrix = NDArray[np.float64]
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _DTYPES = frozenset(
     getattr(torch, name)
@@ -59,7 +58,7 @@ def unsupported(tensor: torch.Tensor) -> str | None:
     """Why a tensor has no statistics, or None where it has."""
     if tensor.is_nested:
         return "nested tensors are not supported"
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in compiled.PLAIN:
         reason = _unsupported_type(tensor)
         if reason or hasattr(tensor, "_local_tensor"):
             return reason
@@ -84,7 +83,7 @@ def measure(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
     Args:
         tensors: of any dtype, shape and layout for which :func:`unsupported` is None.
     """
-    if compiled.available() and all(map(_is_readable, tensors)):
+    if compiled.available() and all(compiled.type_code(tensor) is not None for tensor in tensors):
         matrix = compiled.measure(tensors)
         return PendingStatistics(lambda: matrix)
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
@@ -102,18 +101,6 @@ def _unsupported_type(tensor: torch.Tensor) -> str | None:
     if type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
         return f"tensors of type {type(tensor).__name__} are not supported"
     return None
-
-
-def _is_readable(tensor: torch.Tensor) -> bool:
-    """Whether the compiled code can read it where it lies."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.dtype in compiled.TYPES
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )
 
 
 def _measure_any(tensors: Sequence[torch.Tensor]) -> PendingStatistics:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.governor import Governor
-from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.timeline import StepClock
 
 DENSE_STEPS = 5
-TRAINING = (ModeKeys.TRAIN, ModeKeys.GLOBAL)
+_NOTHING: frozenset[str] = frozenset()
 
 
 class StepTracker:
@@ -153,9 +153,11 @@ class StepTracker:
             due = mode in TRAINING and config.in_range(mode_step) and self._governor.due(mode_step)
         elif config is not None:
             due = config.should_save_step(mode_step)
-        names = set()
-        for name in self._registry.included:
-            own = self._registry.get(name).save_config
-            if own.should_save_step(mode, mode_step) if own else due:
-                names.add(name)
-        return frozenset(names)
+        own = {name: by for name in self._registry.included if (by := self._registry.get(name).save_config)}
+        if not own:
+            return frozenset(self._registry.included) if due else _NOTHING
+        return frozenset(
+            name
+            for name in self._registry.included
+            if (own[name].should_save_step(mode, mode_step) if name in own else due)
+        )

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stepwatch.probe.capture import ModelCapture, Origin
+from stepwatch.probe.capture import ModelCapture, Origin, Tap
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.derived import DerivedQuantities
+from stepwatch.probe.mode_keys import TRAINING
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
 from stepwatch.probe.store.records import TensorInfo
@@ -59,7 +60,7 @@ class TensorRecorder:
     ) -> None:
         self.models: list[ModelCapture] = []
         self._registry = registry
-        self._raw = raw
+        self._raw = self._any_raw = raw
         self._tell = describe
         self._note = note
         self._derived = DerivedQuantities()
@@ -80,8 +81,13 @@ class TensorRecorder:
                 capture.watch_order()
             capture.arm()
 
-    def disarm(self) -> None:
+    def pause(self) -> None:
         """Forward passes are not looked at until :meth:`arm`."""
+        for capture in self.models:
+            capture.pause()
+
+    def disarm(self) -> None:
+        """The same, for longer: the hooks in the modules are removed."""
         for capture in self.models:
             capture.disarm()
 
@@ -89,76 +95,90 @@ class TensorRecorder:
         """The one tuple object for these names."""
         return self._names.setdefault(names, names)
 
-    def see_call(
-        self,
-        record: OpenRecord,
-        names: Sequence[str],
-        tensors: Sequence[torch.Tensor],
-        origin: Origin,
-        order: int,
-    ) -> None:
-        """Tensors of a module call, or of the script's own."""
-        chosen: list[tuple[str, torch.Tensor]] = []
+    def see_call(self, record: OpenRecord, tap: Tap, module: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+        """Tensors of a module call."""
+        if not tensors:
+            return
+        names = tap.names(tap.seen, len(tensors))
+        tap.seen += len(tensors)
         for name, tensor in zip(names, tensors, strict=True):
-            member = self._members(name, origin)
-            if record.due.isdisjoint(member.collections) or not self._describe(name, tensor, origin, order):
-                continue
-            chosen.append((name, tensor))
-            if member.raw:
-                record.add_value(name, tensor)
-        if chosen:
-            detached = [tensor.detach() for _, tensor in chosen]
-            record.add_statistics([name for name, _ in chosen], measure(detached))
+            self.see_tensor(record, name, tensor, tap.origin)
+        if tap.is_output and record.mode in TRAINING:
+            self._derived.see_output(record, names[0], module, tensors[0])
 
-    def see_output(self, record: OpenRecord, name: str, module: nn.Module, output: torch.Tensor) -> None:
-        """Derived quantities of a module's output."""
-        self._derived.see_output(record, name, module, output)
+    def see_tensor(self, record: OpenRecord, name: str, tensor: torch.Tensor, origin: Origin) -> None:
+        """One tensor, if any of its collections is due."""
+        member = self._members(name, origin)
+        if record.due.isdisjoint(member.collections):
+            return
+        if name not in self._described and not self._describe(name, tensor, origin):
+            return
+        if not record.sheet.add(name, tensor):
+            record.add_statistics([name], measure([tensor.detach()]))
+        if member.raw:
+            record.add_value(name, tensor)
 
     def see_labels(self, record: OpenRecord, name: str, loss: nn.Module, inputs: Sequence[Any]) -> None:
         """Derived quantities of what a loss module was given."""
         self._derived.see_labels(record, name, loss, inputs)
 
+    def parameter_ids(self) -> set[int]:
+        """``id`` of every parameter of the models."""
+        return {id(parameter) for capture in self.models for parameter in capture.root.parameters()}
+
     def see_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
         """A loss, whenever it was computed."""
-        self._describe(name, loss, Origin(("losses",), None, module_type), 0)
+        if name not in self._described:
+            self._describe(name, loss, Origin(("losses",), None, module_type))
         record.add_loss(name, loss)
 
-    def see_weights(self, record: OpenRecord) -> None:
-        """Parameters as they are before the update."""
-        self._see_parameters(record, [(p, p.tensor) for p in self._select(record).weights])
+    def see_update(
+        self, record: OpenRecord, *, weights: bool, held: set[int] | None, gradients: bool, optimizer: Any
+    ) -> None:
+        """Parameters as they are before the update, and the gradients that the optimizer is given.
 
-    def see_gradients(self, record: OpenRecord, parameters: list[torch.Tensor], optimizer: Any) -> None:
-        """Gradients that the optimizer is given: accumulated, clipped and unscaled.
+        Gradients are accumulated, clipped and unscaled. An optimizer that unscales by itself (the fused ones,
+        under a GradScaler) holds the scale; what is recorded is divided by it, and nothing is recorded when the
+        scaler found an overflow.
 
-        An optimizer that unscales by itself (the fused ones, under a GradScaler) holds the scale; what is
-        recorded is divided by it, and nothing is recorded when the scaler found an overflow.
+        Args:
+            weights, gradients: which of them.
+            held: ``id`` of the parameters whose gradients are meant; None for all of them.
+            optimizer: whose step it is.
         """
-        selected = self._select(record).gradients
-        pairs = []
-        for parameter in parameters:
-            entry = selected.get(id(parameter))
-            if entry is not None and parameter.grad is not None:
-                pairs.append((entry, parameter.grad))
-        scale, overflow = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        if scale is None:
-            self._see_parameters(record, pairs)
-        else:
-            self._see_parameters(record, pairs, lambda pending: _Unscaled(pending, scale, overflow))
+        selection = self._select(record.due)
+        pairs: list[tuple[_Parameter, torch.Tensor]] = []
+        if weights:
+            pairs += [(entry, entry.tensor) for entry in selection.weights]
+        if gradients:
+            given = [
+                (entry, gradient)
+                for key, entry in selection.gradients.items()
+                if (held is None or key in held) and (gradient := entry.tensor.grad) is not None
+            ]
+            scale = getattr(optimizer, "grad_scale", None)
+            if scale is None:
+                pairs += given
+            else:
+                overflow = getattr(optimizer, "found_inf", None)
+                self._measure(record, given, lambda pending: _Unscaled(pending, scale, overflow))
+        left = record.sheet.add_all([entry.name for entry, _ in pairs], [tensor for _, tensor in pairs])
+        self._measure(record, [pairs[index] for index in left])
+        if self._any_raw:
+            unmeasured = set(left)
+            for index, (entry, tensor) in enumerate(pairs):
+                if entry.raw and index not in unmeasured:
+                    record.add_value(entry.name, tensor)
 
-    def parameters_outside(self, record: OpenRecord, held: set[int]) -> list[torch.Tensor]:
-        """Parameters whose gradients are recorded although no optimizer holds them; ``held`` by ``id``."""
-        return [entry.tensor for key, entry in self._select(record).gradients.items() if key not in held]
-
-    def _see_parameters(
+    def _measure(
         self,
         record: OpenRecord,
         pairs: list[tuple[_Parameter, torch.Tensor]],
         wrap: Callable[[PendingStatistics], Any] | None = None,
     ) -> None:
+        """Measure what no compiled code reads where it lies."""
         names, tensors = [], []
         for entry, tensor in pairs:
-            if entry.name not in self._described:
-                continue
             reason = unsupported(tensor)
             if reason:
                 self._note(f"{entry.name} is not recorded: {reason}")
@@ -171,18 +191,18 @@ class TensorRecorder:
             pending = measure(tensors)
             record.add_statistics(names, wrap(pending) if wrap else pending)
 
-    def _select(self, record: OpenRecord) -> _Selection:
-        selection = self._selections.get(record.due)
+    def _select(self, due: frozenset[str]) -> _Selection:
+        selection = self._selections.get(due)
         if selection is None:
-            selection = self._selections[record.due] = _Selection([], {})
+            selection = self._selections[due] = _Selection([], {})
             for capture in self.models:
                 for name, parameter, origin in capture.parameters():
-                    order = capture.order_of(origin.module)
                     for tensor_name, is_gradient in ((name, False), (f"gradient/{name}", True)):
                         member = self._members(tensor_name, origin)
-                        if record.due.isdisjoint(member.collections):
+                        if due.isdisjoint(member.collections):
                             continue
-                        self._describe(tensor_name, parameter, origin, order)
+                        if not self._describe(tensor_name, parameter, origin):
+                            continue
                         entry = _Parameter(tensor_name, parameter, member.raw)
                         if is_gradient:
                             selection.gradients[id(parameter)] = entry
@@ -198,9 +218,10 @@ class TensorRecorder:
             configs = [collection.reduction_config for collection in self._registry.saved(collections)]
             raw = any(config.save_raw_tensor if config else self._raw for config in configs)
             found = self._memberships[key] = _Membership(collections, raw)
+            self._any_raw |= raw
         return found
 
-    def _describe(self, name: str, tensor: torch.Tensor, origin: Origin, order: int) -> bool:
+    def _describe(self, name: str, tensor: torch.Tensor, origin: Origin) -> bool:
         """Describe the tensor when it is new; whether it can be recorded."""
         if name in self._described:
             return True
@@ -217,7 +238,7 @@ class TensorRecorder:
                 collections=self._members(name, origin).collections,
                 module=origin.module,
                 module_type=origin.module_type,
-                order=order,
+                order=max((capture.order_of(origin.module) for capture in self.models), default=0),
             )
         )
         return True

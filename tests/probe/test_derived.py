@@ -171,3 +171,16 @@ def test_recorded_class_counts(tmp_path: Path) -> None:
 def test_no_class_counts(tmp_path: Path, loss_fn: nn.Module, labels: torch.Tensor, classes: int) -> None:
     trace = record(tmp_path / "run", loss_fn, labels, classes)
     assert vectors(trace, "class_counts") == {}
+
+
+def test_a_unit_of_a_channels_last_image_is_silent_as_any_other() -> None:
+    output = torch.zeros(2, 3, 4, 4)
+    output[1, 2, 3, 3] = 1
+    assert UnitActivity().observe(output.to(memory_format=torch.channels_last))().tolist() == [3, 2, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_unit_activity_of_other_precisions(dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).smallest_normal
+    rows = [[0.0, -0.0, -1.0, smallest, float("inf"), float("-inf"), float("nan")]] * 2
+    assert UnitActivity().observe(torch.tensor(rows, dtype=dtype))().tolist() == [7, 4, 0, 0]

@@ -226,7 +226,7 @@ def test_flushing_subnormal_numbers_changes_nothing() -> None:
 def any_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was installed, and as where no compiler was found."""
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "_function", None)
+        monkeypatch.setattr(compiled, "_library", None)
     assert backend() == ("compiled" if compiled.available() else "torch")
 
 
