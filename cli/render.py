@@ -39,6 +39,18 @@ def print_json(content: Any) -> None:
     print(json.dumps(json_tree(content), indent=2, allow_nan=False))
 
 
+def print_hook_cost(out: Console, hook: dict[str, Any]) -> None:
+    """One line: what recording cost, and how often it saved."""
+    if hook["share_of_step"] is None:
+        return
+    cost = f"recording took {hook['microseconds_per_step']:.0f} us a step ({hook['share_of_step']:.1%})"
+    saved = f"tensors saved at {hook['saved_steps']} steps"
+    if hook["interval"] is not None:
+        every = "every step" if hook["interval"] == 1 else f"every {hook['interval']} steps"
+        saved += f", at last {every}, chosen for a budget of {hook['overhead_budget']:.1%}"
+    out.print(f"{cost}; {saved}", markup=False)
+
+
 def verdict_text(result: RuleResult) -> Text:
     """A rule's verdict in a word or two; never green where it could not decide."""
     if result.status is Status.ISSUES_FOUND:

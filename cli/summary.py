@@ -6,16 +6,19 @@ import re
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stepwatch.probe.store.reader import Trace
-from stepwatch.probe.store.schema import STAT_COLUMNS
+from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 
 
 def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
     """JSON-compatible summary; tensors are those whose name ``pattern`` finds, with their last statistics."""
     info = trace.info
-    steps = trace.table("steps", columns=["step", "mode", "time_ns", "duration_ns"], modes=["TRAIN", "GLOBAL"])
+    columns = ["step", "mode", "time_ns", "duration_ns", "hook_ns", "saved"]
+    steps = trace.table("steps", columns=columns, modes=["TRAIN", "GLOBAL"])
     durations = steps["duration_ns"].drop_null().to_numpy()
     median = float(np.median(durations)) if len(durations) else 0.0
     first_rank = trace.ranks[:1]
@@ -32,12 +35,28 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
         "seconds": _seconds(trace, steps["time_ns"].to_numpy()),
         "steps": len(np.unique(steps["step"].to_numpy())),
         "steps_per_second": 1e9 / median if median else None,
+        "hook": _hook_cost(trace, steps),
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),
         "notes": trace.notes,
         "warnings": list(trace.warnings),
         "counters": trace.counters,
+    }
+
+
+def _hook_cost(trace: Trace, steps: pa.Table) -> dict[str, Any]:
+    """What recording cost, and how often tensors were saved; ``interval`` is the governor's last, or None."""
+    known = steps.filter(pc.and_(pc.is_valid(steps["hook_ns"]), pc.is_valid(steps["duration_ns"])))
+    own, whole = (known[column].to_numpy().astype(float) for column in ("hook_ns", "duration_ns"))
+    chosen = trace.table("scalars", columns=["step", "value"], names=[INTERVAL_SCALAR], ranks=trace.ranks[:1])
+    intervals = chosen.sort_by("step")["value"].to_pylist()
+    return {
+        "microseconds_per_step": float(np.mean(own)) / 1e3 if len(own) else None,
+        "share_of_step": float(own.sum() / whole.sum()) if whole.sum() else None,
+        "saved_steps": int(pc.sum(steps["saved"]).as_py() or 0),
+        "interval": int(intervals[-1]) if intervals else None,
+        "overhead_budget": trace.info.config.get("overhead_budget"),
     }
 
 

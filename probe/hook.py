@@ -146,14 +146,15 @@ class Hook:
         registry = CollectionRegistry(include_collections, include_regex)
         schedule = save_config or SaveConfig()
         self._registry = registry
-        self._steps = StepTracker(registry, schedule, Governor(overhead_budget), self._submit)
+        self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size)
+        self._steps = StepTracker(registry, schedule, self._governor, self._submit)
         if actions and rules is None:
             raise ValueError("actions were given without rules; expected rules='recommended' or a list")
         self._judge = None
         if rules is not None:
             from stepwatch.probe.judge import Judge
 
-            self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop)
+            self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop, self._suspect)
         self._writer = TraceWriter(
             self.out_dir,
             rank=self.rank,
@@ -512,12 +513,18 @@ class Hook:
     def _sampled(self, rows: list[Row]) -> None:
         self._writer.submit_system(rows)
 
+    def _suspect(self) -> None:
+        """A rule in this process found something: what follows is saved at every step for a while."""
+        with self._lock:
+            self._governor.save_densely(self.step)
+
     def _poll_stop(self) -> None:
         self._stopper.poll(self.step, self._step_seconds)
 
     def _tick(self) -> None:
         """Several times a second, from the sampler's thread."""
         self._poll_stop()
+        self._governor.exchange(self.step, self._step_seconds)
         with self._lock:
             self._steps.finish_idle(_IDLE_SECONDS)
 

@@ -22,6 +22,7 @@ class Judge:
         rules: names of rules or rule sets.
         actions: "stop", URLs of webhooks, or action objects.
         stop: asks the hook to stop the job.
+        suspect: told when something was found while the job goes on.
 
     Raises:
         RuleError: a rule that does not exist.
@@ -35,7 +36,9 @@ class Judge:
         rules: str | Sequence[str],
         actions: Sequence[str | Action],
         stop: Callable[[str], None],
+        suspect: Callable[[], None],
     ) -> None:
+        self._suspect = suspect
         self._engine = Engine(configure([rules] if isinstance(rules, str) else list(rules), []))
         self._actions = [_action(each, stop) for each in actions]
         self._run_dir = run_dir
@@ -51,7 +54,10 @@ class Judge:
     def judge(self, records: list[StepRecord]) -> None:
         """Look at records in order; called by the writer's thread."""
         for record in records:
-            self._act(self._engine.feed(self._builder.from_record(record)))
+            findings = self._engine.feed(self._builder.from_record(record))
+            if findings:
+                self._suspect()
+            self._act(findings)
 
     def conclude(self) -> None:
         """The run is over; waits for actions under way."""

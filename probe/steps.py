@@ -10,6 +10,7 @@ from stepwatch.probe.governor import Governor
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.schedule import SaveConfig
+from stepwatch.probe.store.schema import INTERVAL_SCALAR
 from stepwatch.probe.timeline import StepClock
 
 DENSE_STEPS = 5
@@ -50,6 +51,7 @@ class StepTracker:
         self._mode_steps: dict[ModeKeys, int] = {}
         self._suspended: OpenRecord | None = None
         self._dense_until = 0
+        self._told_interval = 0
 
     def start_at(self, step: int) -> None:
         """The job resumes with this many optimizer steps done."""
@@ -64,6 +66,9 @@ class StepTracker:
         if self.record is None:
             mode_step = self._mode_steps.get(mode, 0)
             self.record = OpenRecord(self.step, mode, mode_step, due=self._due(mode, mode_step))
+            if self._governor.interval != self._told_interval and mode in TRAINING and self._governs(mode):
+                self._told_interval = self._governor.interval
+                self.record.add_scalar(INTERVAL_SCALAR, self._told_interval)
         return self.record
 
     def forward_in(self, mode: ModeKeys) -> OpenRecord:
@@ -131,7 +136,6 @@ class StepTracker:
     def _submit(self, record: OpenRecord) -> None:
         if record.mode in TRAINING and record.timing:
             self._governor.observe(
-                record.mode_step,
                 saved=bool(record.due),
                 hook_ns=record.timing.get("hook_ns", 0),
                 step_ns=record.timing["duration_ns"],
@@ -143,6 +147,10 @@ class StepTracker:
         if not self.by_optimizer or record.mode in TRAINING:
             self.step += 1
         self.clock.restart()
+
+    def _governs(self, mode: ModeKeys) -> bool:
+        config = self._save_config.get_save_config(mode)
+        return config is not None and config.governed
 
     def _due(self, mode: ModeKeys, mode_step: int) -> frozenset[str]:
         if mode in TRAINING and self.step < self._dense_until:

@@ -23,7 +23,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     """Summarise a run: how it went and ended, losses, tensors, what was found."""
     from rich.text import Text
 
-    from stepwatch.cli.render import console, print_json, print_reservations, sparkline
+    from stepwatch.cli.render import console, print_hook_cost, print_json, print_reservations, sparkline
     from stepwatch.cli.summary import summarise
     from stepwatch.probe.store.reader import Trace
 
@@ -45,6 +45,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     rate = summary["steps_per_second"]
     pace = f", {rate:.4g} per second" if rate else ""
     out.print(f"{summary['steps']} training steps in {summary['seconds']:.4g} s{pace}")
+    print_hook_cost(out, summary["hook"])
     for name, series in summary["series"].items():
         values = [float(value) for value in series["values"]]
         line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"

@@ -115,6 +115,37 @@ def read_agreement(run_dir: Path) -> Agreement | None:
     )
 
 
+@dataclass(frozen=True)
+class SavePlan:
+    """Which training steps all ranks save.
+
+    Attributes:
+        interval: multiples of it.
+        from_step: the step from which on this holds.
+        dense: whether every step is saved for a while from there.
+        time_ns: when it was published; one from before an attempt was meant for the attempt before.
+    """
+
+    interval: int
+    from_step: int = 0
+    dense: bool = False
+    time_ns: int = 0
+
+
+def publish_plan(run_dir: Path, plan: SavePlan) -> None:
+    """Say, as rank 0, which steps are saved from a coming step on."""
+    write_json(run_dir / "control" / "save-plan.json", asdict(plan))
+
+
+def read_plan(run_dir: Path) -> SavePlan | None:
+    """The plan published last, or None."""
+    content = read_json(run_dir / "control" / "save-plan.json")
+    if not content:
+        return None
+    interval, from_step = max(1, int(content.get("interval", 1))), int(content.get("from_step", 0))
+    return SavePlan(interval, from_step, bool(content.get("dense")), int(content.get("time_ns", 0)))
+
+
 class StopWatcher:
     """Looks for requests made since it was created; cheap enough to be asked several times a second."""
 

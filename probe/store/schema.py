@@ -107,6 +107,9 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
+INTERVAL_SCALAR = "stepwatch/save_interval"
+"""Scalar recorded by the hook at the step from which on it saves at another interval of its own choice."""
+
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 

@@ -392,6 +392,10 @@ def test_the_governor_holds_its_budget_and_keeps_every_loss(tmp_path: Path, make
     assert saved[:10] == list(range(10))
     assert len(saved) < 100
     assert len(scalar(tmp_path / "run", "CrossEntropyLoss_output_0")) == 300
+    chosen = frame(tmp_path / "run", "scalars", names=["stepwatch/save_interval"]).sort_values("step")
+    last = chosen.iloc[-1]
+    assert last["value"] > 1
+    assert {step % last["value"] for step in saved if step > max(last["step"], 10)} <= {0}
 
 
 def test_the_machine_is_sampled_beside_the_training(tmp_path: Path, make_hook) -> None:

@@ -189,6 +189,37 @@ def test_two_ranks_under_torchrun(project: Path) -> None:
     assert by_rank[0] == by_rank[1] and len(by_rank[0]) == 8
 
 
+def test_ranks_save_the_same_steps_at_the_interval_that_rank_0_chose(project: Path) -> None:
+    (project / "slow.py").write_text(
+        """
+import time, torch
+from torch import nn
+from stepwatch.probe import Hook
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+with Hook("rec", model=model, optimizer=optimizer, overhead_budget=0.5):
+    for _ in range(700):
+        time.sleep(0.004 * rank)
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+"""
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, "slow.py"], cwd=project, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    trace = Trace(project / "rec")
+    steps = trace.table("steps", columns=["step", "saved"]).to_pandas()
+    saved = [rows.loc[rows["saved"], "step"].tolist() for _, rows in steps.groupby("rank")]
+    assert saved[0] == saved[1]
+    assert saved[0][:10] == list(range(10))
+    chosen = trace.table("scalars", columns=["step", "value"], names=["stepwatch/save_interval"]).to_pandas()
+    by_rank = [rows[["step", "value"]].to_numpy().tolist() for _, rows in chosen.groupby("rank")]
+    assert by_rank[0] == by_rank[1] and len(by_rank[0]) > 1
+
+
 def test_several_ranks_must_be_given_a_directory(project: Path) -> None:
     ours = stepwatch("run", "train.py", "2", cwd=project, env={"WORLD_SIZE": "2", "RANK": "0"})
     assert ours.returncode == 2 and "--out" in ours.stderr
