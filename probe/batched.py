@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepwatch.probe.fetch import fetch_later
+from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.store.schema import STAT_COLUMNS
 
 Matrix = NDArray[np.float64]
@@ -33,7 +33,7 @@ def measure(tensors: Sequence[torch.Tensor]) -> Callable[[], Matrix]:
         return lambda: _merge(np.empty((0, 8)), sizes)
     device = tensors[0].device
     summaries = [_summarise(_rows(pieces, device)) for pieces in _batches(tensors, device)]
-    fetch = fetch_later(torch.cat(summaries))
+    fetch = Fetch(torch.cat(summaries))
     return lambda: _merge(fetch().numpy().astype(np.float64), sizes)
 
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from stepwatch.probe import compiled
 from stepwatch.probe.collections import RELU_TYPES
-from stepwatch.probe.fetch import fetch_later
+from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.recorder import OpenRecord
 
 SILENCE_WINDOWS = (10, 50)
@@ -97,7 +97,7 @@ class UnitActivity:
             self._seen = 0
         self._silent_for = torch.where(silent, before + 1, 0)
         self._seen += 1
-        fetch, seen = fetch_later(self._silent_for), self._seen
+        fetch, seen = Fetch(self._silent_for), self._seen
 
         def vector() -> NDArray[np.float64]:
             silent_for = fetch().numpy()
@@ -122,7 +122,7 @@ def class_counts(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) 
     known = (flat >= 0) & (flat < classes) & (flat != ignore_index)
     slots = torch.where(known, flat + classes * right, 2 * classes)
     counts = torch.zeros(2 * classes + 1, dtype=torch.int64, device=flat.device)
-    fetch = fetch_later(counts.scatter_add_(0, slots, torch.ones_like(slots)))
+    fetch = Fetch(counts.scatter_add_(0, slots, torch.ones_like(slots)))
 
     def vector() -> NDArray[np.float64]:
         wrong, right = fetch().numpy()[: 2 * classes].reshape(2, classes)

@@ -429,9 +429,13 @@ class Hook:
         if optimizer is self._optimizers[0]:
             for name, rate in _learning_rates(optimizer):
                 record.add_scalar(name, rate)
+        scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow of those is a scaler's way of working
+        if not (record.due or closure or scaled or self._tensors.gradients_finite()):
+            self._steps.see_finite(False)  # and from here on this step is saved
         if record.due:
             weights = optimizer is self._optimizers[0]
-            self._see_update(record, optimizer, weights=weights, gradients=not closure)
+            finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)
+            self._steps.see_finite(finite and record.finite)
         self._steps.clock.begin("optimizer_ns")
 
     @_guarded
@@ -449,18 +453,18 @@ class Hook:
     def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
         self._tensors.see_loss(record, name, loss, module_type)
         if record.mode in TRAINING and not record.finite:
-            self._steps.save_densely()
+            self._steps.see_finite(False)
 
     def _see_update(
         self, record: OpenRecord, optimizer: torch.optim.Optimizer, *, weights: bool, gradients: bool
-    ) -> None:
+    ) -> bool:
         held = None
         if gradients and len(self._optimizers) > 1:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if optimizer is self._optimizers[0]:
                 others = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
                 held |= self._tensors.parameter_ids() - others  # gradients that no optimizer uses are shown once
-        self._tensors.see_update(record, weights=weights, held=held, gradients=gradients, optimizer=optimizer)
+        return self._tensors.see_update(record, weights=weights, held=held, gradients=gradients, optimizer=optimizer)
 
     def _stop_if_due(self) -> None:
         if self._closed or self._forked or not self._stopper.due(self.step):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepwatch.probe.fetch import fetch_later
+from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.sheet import StatisticsSheet
 from stepwatch.probe.store.records import StepRecord
@@ -148,7 +148,7 @@ class _Scalars:
         self._fetch: Callable[[], torch.Tensor] | None = None
         remote = [value for value in self._values() if isinstance(value, torch.Tensor)]
         if remote:
-            self._fetch = fetch_later(torch.stack([value.reshape(()).double() for value in remote]))
+            self._fetch = Fetch(torch.stack([value.reshape(()).double() for value in remote]))
 
     def result(self) -> list[tuple[str, float]]:
         """Wait for them. Of one name the last scalar counts, and of losses the mean.

@@ -61,9 +61,9 @@ class StatisticsSheet:
         """float64 [len(names), len(STAT_COLUMNS)]."""
         return self._matrix[: len(self.names)]
 
-    def finite(self) -> bool:
-        """Whether no tensor so far holds a NaN or an infinity."""
-        return not self._matrix[: len(self.names), 1:3].any()
+    def finite(self, first: int = 0) -> bool:
+        """Whether no tensor of the rows from ``first`` on holds a NaN or an infinity."""
+        return not self._matrix[first : len(self.names), 1:3].any()
 
     def _measure(self, names: list[str], described: array[int]) -> None:
         used = len(self.names)

@@ -52,6 +52,7 @@ class StepTracker:
         self._suspended: OpenRecord | None = None
         self._dense_until = 0
         self._told_interval = 0
+        self._finite = True
 
     def start_at(self, step: int) -> None:
         """The job resumes with this many optimizer steps done."""
@@ -113,8 +114,14 @@ class StepTracker:
             record.end({})
             self._submit(record)
 
-    def save_densely(self) -> None:
-        """Something is wrong: save what is left of this step, and the next steps, whatever the schedule."""
+    def see_finite(self, finite: bool) -> None:
+        """Whether the loss or the gradients of this step are finite.
+
+        When they cease to be, what is left of this step is saved, and the next steps, whatever the schedule.
+        """
+        ceased, self._finite = self._finite and not finite, finite
+        if not ceased:
+            return
         everything = frozenset(self._registry.included)
         if self.record is not None:
             self.record.due = everything

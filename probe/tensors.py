@@ -13,6 +13,7 @@ from torch import nn
 from stepwatch.probe.capture import ModelCapture, Origin, Tap
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.derived import DerivedQuantities
+from stepwatch.probe.guard import GradientGuard
 from stepwatch.probe.mode_keys import TRAINING
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
@@ -68,11 +69,13 @@ class TensorRecorder:
         self._memberships: dict[tuple[str, Origin], _Membership] = {}
         self._selections: dict[frozenset[str], _Selection] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._guard: GradientGuard | None = None
 
     def add_model(self, capture: ModelCapture) -> None:
         """Record this model too."""
         self.models.append(capture)
         self._selections.clear()
+        self._guard = None
 
     def arm(self, *, first: bool) -> None:
         """The coming forward pass is recorded; in the first one the order of modules is learnt."""
@@ -132,9 +135,15 @@ class TensorRecorder:
             self._describe(name, loss, Origin(("losses",), None, module_type))
         record.add_loss(name, loss)
 
+    def gradients_finite(self) -> bool:
+        """Whether the gradients are finite, as far as a glance at a few of them tells."""
+        if self._guard is None:
+            self._guard = GradientGuard([p for capture in self.models for p in capture.root.parameters()])
+        return self._guard.finite()
+
     def see_update(
         self, record: OpenRecord, *, weights: bool, held: set[int] | None, gradients: bool, optimizer: Any
-    ) -> None:
+    ) -> bool:
         """Parameters as they are before the update, and the gradients that the optimizer is given.
 
         Gradients are accumulated, clipped and unscaled. An optimizer that unscales by itself (the fused ones,
@@ -145,11 +154,15 @@ class TensorRecorder:
             weights, gradients: which of them.
             held: ``id`` of the parameters whose gradients are meant; None for all of them.
             optimizer: whose step it is.
+
+        Returns:
+            Whether the gradients are finite, as far as that is known on the host.
         """
         selection = self._select(record.due)
         pairs: list[tuple[_Parameter, torch.Tensor]] = []
         if weights:
             pairs += [(entry, entry.tensor) for entry in selection.weights]
+        first_gradient = len(record.sheet.names) + len(pairs)
         if gradients:
             given = [
                 (entry, gradient)
@@ -164,11 +177,13 @@ class TensorRecorder:
                 self._measure(record, given, lambda pending: _Unscaled(pending, scale, overflow))
         left = record.sheet.add_all([entry.name for entry, _ in pairs], [tensor for _, tensor in pairs])
         self._measure(record, [pairs[index] for index in left])
+        finite = bool(left) or record.sheet.finite(first_gradient)
         if self._any_raw:
             unmeasured = set(left)
             for index, (entry, tensor) in enumerate(pairs):
                 if entry.raw and index not in unmeasured:
                     record.add_value(entry.name, tensor)
+        return finite
 
     def _measure(
         self,

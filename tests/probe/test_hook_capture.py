@@ -502,3 +502,26 @@ def test_no_reference_keeps_activations_or_gradients_alive(make_hook) -> None:
     gc.collect()
     assert [ref() for ref in seen] == [None, None]
     assert isinstance(hook, Hook)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_breaks_at_a_step_that_is_not_due_is_recorded_at_that_very_step(
+    tmp_path: Path, make_hook, broken: float
+) -> None:
+    model, loss_fn = Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=SaveConfig(save_interval=100))
+    for step in range(20):
+        optimizer.zero_grad()
+        x, y = batch()
+        hidden = model.relu(model.fc1(x))
+        if step == 13:  # the loss of this step is finite, what its gradient goes through is not
+            hidden.register_hook(lambda gradient: gradient * broken)
+        loss_fn(model.fc2(hidden), y).backward()
+        optimizer.step()
+    hook.close()
+    gradients = frame(tmp_path / "run", "stats", names=["gradient/Net_fc1.bias", "gradient/Net_fc2.bias"])
+    assert sorted(set(gradients["step"])) == [0, 13, 14, 15, 16, 17]
+    at_once = gradients[gradients["step"] == 13].set_index("name")
+    assert at_once.loc["gradient/Net_fc1.bias", ["n_nan", "n_inf"]].sum() > 0
+    assert at_once.loc["gradient/Net_fc2.bias", ["n_nan", "n_inf"]].sum() == 0
