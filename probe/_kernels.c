@@ -329,9 +329,9 @@ static void write_row(double *row, const tensor_t *tensor, summary_t s) {
 /* Columns numel, n_nan, n_inf, n_zero, min, max, mean, std, l1, l2, abs_max for each tensor.
  *
  * `parallel` is GOMP_parallel of the OpenMP library that torch computes with, so that its threads are used
- * and no others, or NULL. Returns 0, or -1 without memory.
+ * and no others, or NULL. Returns how many tensors hold something that is not finite, or -1 without memory.
  */
-int stepwatch_measure_1(int64_t count, const tensor_t *tensors, double *out,
+int stepwatch_measure_2(int64_t count, const tensor_t *tensors, double *out,
                         void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     int64_t *first = malloc((size_t)(count + 1) * sizeof *first), entries = 0;
     if (!first) return -1;
@@ -348,14 +348,16 @@ int stepwatch_measure_1(int64_t count, const tensor_t *tensors, double *out,
     job_t job = {tensors, first, first[count], summaries, 0};
     if (parallel && entries >= WORTH_THREADS) parallel(work, &job, 0, 0);
     else work(&job);
+    int broken = 0;
     for (int64_t t = 0; t < count; t++) {
         summary_t total = NOTHING;
         for (int64_t c = first[t]; c < first[t + 1]; c++) merge(&total, &summaries[c]);
         write_row(out + t * COLUMNS, &tensors[t], total);
+        broken += total.n_nan + total.n_inf > 0;
     }
     free(summaries);
     free(first);
-    return 0;
+    return broken;
 }
 
 /* Whether an entry lets its unit count as active: it is above zero or NaN. */

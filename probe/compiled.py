@@ -32,8 +32,8 @@ class _Library:
 
     def __init__(self, path: str) -> None:
         releasing, holding = ctypes.CDLL(path), ctypes.PyDLL(path)
-        self.measure = _declare(releasing.stepwatch_measure_1, "qppp")
-        self.measure_short = _declare(holding.stepwatch_measure_1, "qppp")
+        self.measure = _declare(releasing.stepwatch_measure_2, "qppp")
+        self.measure_short = _declare(holding.stepwatch_measure_2, "qppp")
         self.silent_units = _declare(releasing.stepwatch_silent_units_1, "qqqqqppp")
         self.silent_units_short = _declare(holding.stepwatch_silent_units_1, "qqqqqppp")
         self.class_counts = _declare(releasing.stepwatch_class_counts_1, "qqqqqpp")
@@ -103,8 +103,8 @@ def measure(tensors: Sequence[torch.Tensor]) -> NDArray[np.float64]:
     return matrix
 
 
-def measure_into(rows: int, described: array[int]) -> None:
-    """Write the columns of tensors to memory.
+def measure_into(rows: int, described: array[int]) -> int:
+    """Write the columns of tensors to memory; returns how many of them hold something that is not finite.
 
     Args:
         rows: address of float64 [tensors, len(STAT_COLUMNS)].
@@ -115,8 +115,10 @@ def measure_into(rows: int, described: array[int]) -> None:
     count = len(described) // 3
     short = count < 256 and sum(described[1::3]) < _SHORT
     function = _library.measure_short if short else _library.measure
-    if function(count, described.buffer_info()[0], rows, _parallel) != 0:
+    broken: int = function(count, described.buffer_info()[0], rows, _parallel)
+    if broken < 0:
         raise MemoryError(f"no memory for the statistics of {count} tensors")
+    return broken
 
 
 class SilenceCounter:

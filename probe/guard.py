@@ -6,19 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from stepwatch.probe.compiled import type_code
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.sheet import StatisticsSheet
 
-_PLACES = 4
-
 
 class GradientGuard:
-    """Looks at the smallest gradient in each quarter of the model's depth.
+    """Looks at the smallest gradient in each half of the model's depth.
 
     A NaN or an infinity that backpropagation meets goes on to the gradients of every layer below, the biases and
-    the scales of the norms among them, so that a few hundred numbers stand for all. What arises in the gradient
-    of one large weight alone reaches the loss at the next step, which is looked at as well.
+    the scales of the norms among them, so that a few hundred numbers stand for all. What arises in one gradient
+    alone reaches the loss at the next step, which is looked at as well.
 
     On the CPU the answer is that of this step, on an accelerator that of an earlier one, for which nothing waits.
 
@@ -28,9 +25,11 @@ class GradientGuard:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        size = -(-len(trained) // _PLACES) or 1
-        quarters = [trained[at : at + size] for at in range(0, len(trained), size)]
-        self._watched = [min(quarter, key=lambda parameter: parameter.numel()) for quarter in quarters]
+        half = len(trained) // 2
+        halves = [part for part in (trained[:half], trained[half:]) if part]
+        self._watched = [min(part, key=lambda parameter: parameter.numel()) for part in halves]
+        self._names = [""] * len(self._watched)
+        self._sheet = StatisticsSheet()
         self._pending: Fetch | None = None
 
     def finite(self) -> bool:
@@ -38,10 +37,10 @@ class GradientGuard:
         gradients = [gradient for parameter in self._watched if (gradient := parameter.grad) is not None]
         if not gradients:
             return True
-        sheet = StatisticsSheet()
-        if all(type_code(gradient) is not None for gradient in gradients):
-            sheet.add_all([""] * len(gradients), gradients)
-            return sheet.finite()
+        if gradients[0].is_cpu:
+            self._sheet.clear()
+            self._sheet.add_all(self._names, gradients)
+            return not self._sheet.broken
         return self._finite_on_device(gradients)
 
     @torch.no_grad()

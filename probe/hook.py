@@ -42,6 +42,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _IDLE_SECONDS = 0.5
+_GLANCE_SECONDS = 0.01  # length of a step of which a glance at its gradients takes less than a part in 200
 
 
 def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[Hook, P], R | None]:
@@ -429,9 +430,10 @@ class Hook:
         if optimizer is self._optimizers[0]:
             for name, rate in _learning_rates(optimizer):
                 record.add_scalar(name, rate)
-        scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow of those is a scaler's way of working
-        if not (record.due or closure or scaled or self._tensors.gradients_finite()):
-            self._steps.see_finite(False)  # and from here on this step is saved
+        if not (record.due or closure) and self._step_seconds > _GLANCE_SECONDS:
+            scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
+            if not (scaled or self._tensors.gradients_finite()):
+                self._steps.see_finite(False)  # and from here on this step is saved
         if record.due:
             weights = optimizer is self._optimizers[0]
             finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)

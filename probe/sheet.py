@@ -20,10 +20,12 @@ class StatisticsSheet:
 
     Attributes:
         names: the tensors in the order of the rows.
+        broken: how many of them hold something that is not finite.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.broken = 0
         self._allocate(64)
 
     def add(self, name: str, tensor: torch.Tensor) -> bool:
@@ -61,9 +63,10 @@ class StatisticsSheet:
         """float64 [len(names), len(STAT_COLUMNS)]."""
         return self._matrix[: len(self.names)]
 
-    def finite(self, first: int = 0) -> bool:
-        """Whether no tensor of the rows from ``first`` on holds a NaN or an infinity."""
-        return not self._matrix[first : len(self.names), 1:3].any()
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.names.clear()
+        self.broken = 0
 
     def _measure(self, names: list[str], described: array[int]) -> None:
         used = len(self.names)
@@ -71,7 +74,7 @@ class StatisticsSheet:
             filled = self.matrix()
             self._allocate(used + max(used, len(names)))
             self._matrix[:used] = filled
-        measure_into(self._address + used * _ROW_BYTES, described)
+        self.broken += measure_into(self._address + used * _ROW_BYTES, described)
         self.names += names
 
     def _allocate(self, rows: int) -> None:

@@ -156,13 +156,12 @@ class TensorRecorder:
             optimizer: whose step it is.
 
         Returns:
-            Whether the gradients are finite, as far as that is known on the host.
+            Whether weights and gradients are finite, as far as that is known on the host.
         """
         selection = self._select(record.due)
         pairs: list[tuple[_Parameter, torch.Tensor]] = []
         if weights:
             pairs += [(entry, entry.tensor) for entry in selection.weights]
-        first_gradient = len(record.sheet.names) + len(pairs)
         if gradients:
             given = [
                 (entry, gradient)
@@ -175,9 +174,10 @@ class TensorRecorder:
             else:
                 overflow = getattr(optimizer, "found_inf", None)
                 self._measure(record, given, lambda pending: _Unscaled(pending, scale, overflow))
+        broken = record.sheet.broken
         left = record.sheet.add_all([entry.name for entry, _ in pairs], [tensor for _, tensor in pairs])
         self._measure(record, [pairs[index] for index in left])
-        finite = bool(left) or record.sheet.finite(first_gradient)
+        finite = record.sheet.broken == broken
         if self._any_raw:
             unmeasured = set(left)
             for index, (entry, tensor) in enumerate(pairs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -515,6 +516,7 @@ def test_a_gradient_that_breaks_at_a_step_that_is_not_due_is_recorded_at_that_ve
         optimizer.zero_grad()
         x, y = batch()
         hidden = model.relu(model.fc1(x))
+        time.sleep(0.02)
         if step == 13:  # the loss of this step is finite, what its gradient goes through is not
             hidden.register_hook(lambda gradient: gradient * broken)
         loss_fn(model.fc2(hidden), y).backward()
