@@ -54,7 +54,7 @@ def _hook_cost(trace: Trace, steps: pa.Table) -> dict[str, Any]:
     return {
         "microseconds_per_step": float(np.mean(own)) / 1e3 if len(own) else None,
         "share_of_step": float(own.sum() / whole.sum()) if whole.sum() else None,
-        "saved_steps": int(pc.sum(steps["saved"]).as_py() or 0),
+        "saved_steps": len(pc.unique(steps.filter(steps["saved"])["step"])),
         "interval": int(intervals[-1]) if intervals else None,
         "overhead_budget": trace.info.config.get("overhead_budget"),
     }
@@ -96,10 +96,12 @@ def _tensors(trace: Trace, ranks: list[int], pattern: re.Pattern[str]) -> list[d
         return []
     # Different collections may have been saved at different steps; the last few cover them.
     since = int(saved["step"].iloc[-10:].min())
-    rows = trace.table("stats", columns=["step", "name", *STAT_COLUMNS], ranks=ranks, steps=(since, None))
-    last = rows.to_pandas().drop(columns="rank").drop_duplicates("name", keep="last")
+    rows = trace.whole_stats(steps=(since, None)).select(["step", "rank", "name", *STAT_COLUMNS]).to_pandas()
+    last = rows.sort_values(["step", "rank"], ascending=[True, False], kind="stable").drop_duplicates(
+        "name", keep="last"
+    )
     found = []
-    for row in last.to_dict("records"):
+    for row in last.drop(columns="rank").to_dict("records"):
         if pattern.search(row["name"]):
             tensor = described.get(row["name"])
             found.append({**row, "shape": list(tensor.shape) if tensor else [], "order": tensor.order if tensor else 0})

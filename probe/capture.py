@@ -50,6 +50,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def class_name(module: nn.Module) -> str:
+    """Name of the user's class of a module; ``fully_shard`` puts one of its own before it."""
+    kind = type(module)
+    return (kind.__bases__[-1] if kind.__bases__[0].__name__ == "FSDPModule" else kind).__name__
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether forward passes of the model run as a compiled graph, in which module hooks see nothing."""
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
@@ -100,7 +106,7 @@ class ModelCapture:
         self.entry = model
         self.root = unwrap(model)
         self.compiled = is_compiled(model)
-        self.prefix = prefix or type(self.root).__name__
+        self.prefix = prefix or class_name(self.root)
         self._registry = registry
         self._on_tensors = on_tensors
         self._handles: list[Any] = []
@@ -117,7 +123,7 @@ class ModelCapture:
             owner, _, _ = path.rpartition(".")
             clean = _WRAPPER_SEGMENT.sub("", path).lstrip(".")
             clean_owner, _, _ = clean.rpartition(".")
-            origin = Origin((), clean_owner, type(modules[owner]).__name__)
+            origin = Origin((), clean_owner, class_name(modules[owner]))
             found.append((f"{self.prefix}_{clean}", parameter, origin))
         return found
 
@@ -167,7 +173,7 @@ class ModelCapture:
     def _find_taps(self) -> Iterator[Tap]:
         for path, module in self._modules():
             for direction in ("input", "output"):
-                tap = Tap(path or self.prefix, direction, module, self._origin(path, type(module).__name__, direction))
+                tap = Tap(path or self.prefix, direction, module, self._origin(path, class_name(module), direction))
                 if self._wanted(tap):
                     yield tap
 

@@ -253,10 +253,23 @@ class TensorRecorder:
                 collections=self._members(name, origin).collections,
                 module=origin.module,
                 module_type=origin.module_type,
+                shards=_shards_of(tensor),
                 order=max((capture.order_of(origin.module) for capture in self.models), default=0),
             )
         )
         return True
+
+
+def _shards_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Ranks that hold the shards of a distributed tensor, this one's replica of it; empty for any other."""
+    mesh, placements = getattr(tensor, "device_mesh", None), getattr(tensor, "placements", ())
+    if mesh is None or not any(placement.is_shard() for placement in placements):
+        return ()
+    here = mesh.get_coordinate()
+    along = tuple(
+        slice(None) if placement.is_shard() else place for placement, place in zip(placements, here, strict=True)
+    )
+    return tuple(sorted(mesh.mesh[along].flatten().tolist()))
 
 
 class _Unscaled:

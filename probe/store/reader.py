@@ -13,6 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,7 +24,8 @@ from stepwatch.probe.store.identity import is_alive
 from stepwatch.probe.store.layout import list_parts, rank_folder
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.records import TensorInfo
-from stepwatch.probe.store.schema import FORMAT_VERSION, STEP_TABLES, TABLES
+from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS, STEP_TABLES, TABLES
+from stepwatch.probe.store.shards import combine
 
 log = logging.getLogger("stepwatch")
 
@@ -112,7 +114,7 @@ class Trace:
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor described by any rank."""
         found: dict[str, TensorInfo] = {}
-        for name in _names(self.path):
+        for name in sorted(_names(self.path), key=lambda name: (name != "tensors.json", name)):
             if name == "tensors.json" or (name.startswith("tensors-rank=") and name.endswith(".json")):
                 for tensor, entry in read_json(self.path / name).items():
                     found.setdefault(tensor, TensorInfo.from_json(tensor, entry))
@@ -196,6 +198,34 @@ class Trace:
             pieces = [empty.append_column("rank", pa.array([], pa.int32()))]
         keep = wanted if "rank" in wanted else [*wanted, "rank"]
         return pa.concat_tables(pieces).select(keep)
+
+    def whole_stats(
+        self,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        modes: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Rows of ``stats`` of whole tensors, by (name, mode, step): shards of several ranks are one row.
+
+        ``rank`` is the lowest of the ranks that recorded it. A step that a rank of the shards has not recorded
+        (yet) is left out. Arguments as for :meth:`table`.
+        """
+        rows = self.table("stats", steps=steps, modes=modes, names=names)
+        shards = {name: info.shards for name, info in self.tensors().items() if info.shards}
+        sharded = pc.is_in(rows["name"], pa.array(list(shards), pa.string()))
+        parts = rows.filter(sharded).to_pandas()
+        parts = parts.loc[[rank in shards[name] for rank, name in zip(parts["rank"], parts["name"], strict=True)]]
+        parts = parts.sort_values(["name", "mode", "step", "rank"], kind="stable", ignore_index=True)
+        key = parts[["name", "mode", "step"]]
+        starts = np.flatnonzero((key != key.shift()).any(axis=1))
+        if len(starts):
+            whole = parts.iloc[starts].copy()
+            whole[list(STAT_COLUMNS)] = combine(parts[list(STAT_COLUMNS)].to_numpy(np.float64), starts)
+            complete = np.diff([*starts, len(parts)]) == [len(shards[name]) for name in whole["name"]]
+            combined = pa.Table.from_pandas(whole[complete], schema=rows.schema, preserve_index=False)
+            rows = pa.concat_tables([rows.filter(pc.invert(sharded)), combined])
+        return rows.sort_by([("name", "ascending"), ("mode", "ascending"), ("step", "ascending")])
 
     def system(self) -> pa.Table:
         """Samples of all nodes: time_ns, device, metric, value, node."""

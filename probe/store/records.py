@@ -22,6 +22,8 @@ class TensorInfo:
         module: dotted path of its module, "" for the root, None where there is none.
         module_type: class name of that module, e.g. ``"ReLU"``.
         order: position in execution order when first seen, so that layers can be shown by depth.
+        shards: ranks that each record a part of it; empty where a rank records the whole. ``shape`` is that of
+            the whole in either case.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TensorInfo:
     module: str | None = None
     module_type: str | None = None
     order: int = 0
+    shards: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The entry of tensors.json; the name is its key there."""
@@ -49,6 +52,7 @@ class TensorInfo:
             module=entry.get("module"),
             module_type=entry.get("module_type"),
             order=int(entry.get("order", 0)),
+            shards=tuple(entry.get("shards", ())),
         )
 
 
