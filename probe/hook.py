@@ -132,6 +132,7 @@ class Hook:
         self._loss_name = "loss"
         self._mode: ModeKeys | None = None
         self._started = False
+        self._in_backward = False
         self._step_seconds = 0.0
         self._start_step = start_step
         self.out_dir = Path(out_dir).expanduser()
@@ -376,7 +377,7 @@ class Hook:
     @_guarded
     def _see_call(self, tap: Tap, module: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
         record = self._steps.record
-        if record is not None:
+        if record is not None and not self._in_backward:  # where checkpointed activations are computed again
             self._tensors.see_call(record, tap, module, tensors)
 
     @_guarded
@@ -399,11 +400,13 @@ class Hook:
             # Of several optimizers, the loss belongs to the one whose turn it is.
             turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
             self._add_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
+        self._in_backward = True
         self._steps.clock.begin("backward_ns")
 
     @_guarded
     def backward_ends(self) -> None:
         """The backward pass returned."""
+        self._in_backward = False
         self._steps.clock.end("backward_ns")
 
     @_guarded

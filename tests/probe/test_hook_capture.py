@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from stepwatch.probe import Collection, Hook, ReductionConfig, SaveConfig, SaveConfigMode, modes
 from stepwatch.probe.store.reader import Trace
@@ -527,3 +528,83 @@ def test_a_gradient_that_breaks_at_a_step_that_is_not_due_is_recorded_at_that_ve
     at_once = gradients[gradients["step"] == 13].set_index("name")
     assert at_once.loc["gradient/Net_fc1.bias", ["n_nan", "n_inf"]].sum() > 0
     assert at_once.loc["gradient/Net_fc2.bias", ["n_nan", "n_inf"]].sum() == 0
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.block = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(checkpoint(self.block, self.first(x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_that_are_computed_again_in_the_backward_pass_are_recorded_once(
+    tmp_path: Path, make_hook, reentrant: bool
+) -> None:
+    model, loss_fn = Checkpointed(reentrant), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn)
+    expected = []
+    for _ in range(3):
+        x, y = batch()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            expected.append(model.block(model.first(x)).norm().item())
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+    hook.close()
+    activations = frame(tmp_path / "run", "stats")
+    activations = activations[activations["name"].str.startswith("block")]
+    assert set(activations["name"]) == {"block.1_output_0"}
+    assert activations.sort_values("step")["l2"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("to_none", [True, False])
+def test_every_implementation_of_an_optimizer(
+    tmp_path: Path, make_hook, options: dict[str, bool], to_none: bool
+) -> None:
+    model, loss_fn = Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, **options)
+    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn)
+    weights, gradients = [], []
+    for _ in range(3):
+        x, y = batch()
+        optimizer.zero_grad(set_to_none=to_none)
+        loss_fn(model(x), y).backward()
+        weights.append(model.fc1.weight.norm().item())
+        gradients.append(model.fc1.weight.grad.norm().item())
+        optimizer.step()
+    hook.close()
+    stats = frame(tmp_path / "run", "stats").sort_values("step").groupby("name")["l2"].apply(list)
+    assert stats["Net_fc1.weight"] == pytest.approx(weights, rel=1e-5)
+    assert stats["gradient/Net_fc1.weight"] == pytest.approx(gradients, rel=1e-5)
+
+
+def test_a_half_precision_model_with_master_weights_in_the_optimizer(tmp_path: Path, make_hook) -> None:
+    model, loss_fn = Net().bfloat16(), nn.CrossEntropyLoss()
+    masters = [nn.Parameter(parameter.detach().float()) for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn)
+    gradients, weights = [], []
+    for _ in range(3):
+        x, y = batch()
+        loss_fn(model(x.bfloat16()).float(), y).backward()
+        gradients.append(model.fc2.weight.grad.float().norm().item())
+        weights.append(model.fc2.weight.float().norm().item())
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad = parameter.grad.float()
+        optimizer.step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, model.parameters(), strict=True):
+                parameter.copy_(master)
+                parameter.grad = None
+    hook.close()
+    stats = frame(tmp_path / "run", "stats").sort_values("step").groupby("name")["l2"].apply(list)
+    assert stats["gradient/Net_fc2.weight"] == pytest.approx(gradients, rel=1e-5)
+    assert stats["Net_fc2.weight"] == pytest.approx(weights, rel=1e-5)
