@@ -1,9 +1,9 @@
-"""What recording costs a training step, beside no hook, norms by hand and smdebug at the same content.
+"""What recording costs a training step, beside no hook and other ways to the same content.
 
 One process trains one job; blocks with a hook lie between blocks without, and each is compared with the mean of
 its two neighbours. (Two processes that do the same differ by a tenth, by where their memory lies.) A block is
 long enough to hold a flush to disk. smdebug runs in its own environment, on a twin of the job in the same
-process, since its hooks cannot be taken off.
+process, since its hooks cannot be taken off. W&B and TensorBoard are measured where they are installed.
 
 "Step" is the median over blocks of the mean step, "hook" and "ratio" are medians over blocks of the difference
 and the quotient. "Middle step" is the same for the median step of a block, which leaves out what happens once a

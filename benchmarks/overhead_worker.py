@@ -8,6 +8,7 @@ Runs in the environment of what it measures, so it imports nothing but torch unt
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -116,12 +117,57 @@ def by_hand(job: Job, folder: Path) -> Close:
     return job.optimizer.register_step_pre_hook(norms).remove
 
 
+def wandb_watch(job: Job, folder: Path) -> Close:
+    """W&B's own way: histograms of parameters and gradients, in offline mode."""
+    import wandb
+
+    folder.mkdir(parents=True)
+    run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(console="off"))
+    run.watch(job.model, log="all", log_freq=1)
+    handle = job.optimizer.register_step_post_hook(lambda *_: run.log({}))
+
+    def close() -> None:
+        handle.remove()
+        run.unwatch(job.model)
+        run.finish()
+
+    return close
+
+
+def tensorboard_histograms(job: Job, folder: Path) -> Close:
+    """What tutorials do: a histogram of every parameter and gradient."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    step = 0
+
+    def write(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal step
+        step += 1
+        for name, parameter in job.model.named_parameters():
+            writer.add_histogram(name, parameter, step)
+            writer.add_histogram(f"gradient/{name}", parameter.grad, step)
+
+    handle = job.optimizer.register_step_pre_hook(write)
+
+    def close() -> None:
+        handle.remove()
+        writer.close()
+
+    return close
+
+
+PEERS: dict[str, tuple[str, Watch]] = {
+    "wandb.watch, every step": ("wandb", wandb_watch),
+    "TensorBoard histograms, every step": ("tensorboard", tensorboard_histograms),
+}
 STEPWATCH: dict[str, Watch] = {
     "stepwatch, every step": every_step,
     "stepwatch, every step, with ReLU outputs": lambda job, folder: every_step(job, folder, True),
     "stepwatch, default budget": stepwatch,
     "stepwatch, nothing saved": nothing_saved,
     "two norms per tensor by hand": by_hand,
+    **{name: watch for name, (module, watch) in PEERS.items() if importlib.util.find_spec(module)},
 }
 SMDEBUG: dict[str, Watch] = {
     "smdebug, every step": smdebug,

@@ -87,7 +87,7 @@ class Hook:
         reduction_config: ``ReductionConfig(save_raw_tensor=True)`` saves whole tensors beside statistics.
         overhead_budget: share of the step time that saving may cost where no interval is given.
         rules: names of rules or rule sets to judge with in this process (e.g. ``"recommended"``).
-        actions: what to do about findings: ``"stop"``, a webhook's URL, or action objects.
+        actions: what to do about findings: ``"stop"``, ``"log"``, a webhook's URL, or action objects.
         checkpoint: called with the step before the job is stopped; returns the path it wrote, or None.
         stop: how to stop at a step boundary: ``"raise"`` TrainingStopped from ``optimizer.step()``,
             ``"flag"`` (set :attr:`should_stop`), or a callable that gets the reason.
@@ -494,7 +494,9 @@ class Hook:
     def _working(self, mode: ModeKeys | None = None) -> OpenRecord:
         """The record that work belongs to: after an update a new one, even if no forward pass was seen."""
         record = self._steps.record
-        if record is not None and record.ended:
+        if record is not None:
+            if not record.ended:
+                return record
             self._steps.finish()
         return self._current(mode)
 
@@ -576,6 +578,8 @@ def loss_name(name: str) -> str:
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether an optimizer's step was called with a closure; ``args`` begins with the optimizer or not."""
+    if not kwargs and len(args) == (1 if args and isinstance(args[0], torch.optim.Optimizer) else 0):
+        return False
     return kwargs.get("closure") is not None or any(
         callable(arg) and not isinstance(arg, torch.optim.Optimizer) for arg in args
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepwatch.probe.store.records import StepRecord, TensorInfo
-from stepwatch.rules.actions import Action, Dispatcher, StopAction, WebhookAction
+from stepwatch.rules.actions import Action, Dispatcher, LogAction, StopAction, WebhookAction
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
@@ -20,7 +20,7 @@ class Judge:
         run_dir: where findings are recorded.
         rank: the rank of this process.
         rules: names of rules or rule sets.
-        actions: "stop", URLs of webhooks, or action objects.
+        actions: "stop", "log", URLs of webhooks, or action objects.
         stop: asks the hook to stop the job.
         suspect: told when something was found while the job goes on.
 
@@ -76,8 +76,10 @@ class Judge:
 def _action(action: str | Action, stop: Callable[[str], None]) -> Action:
     if action == "stop":
         return StopAction(stop)
+    if action == "log":
+        return LogAction()
     if isinstance(action, str):
         if action.startswith(("http://", "https://")):
             return WebhookAction(action)
-        raise ValueError(f"action {action!r} is unknown; expected 'stop', a webhook's URL or an action object")
+        raise ValueError(f"action {action!r} is unknown; expected 'stop', 'log', a webhook's URL or an action object")
     return action

@@ -39,6 +39,26 @@ class OpenRecord:
         finite: whether every loss that is known on the host is finite.
     """
 
+    __slots__ = (
+        "_derived",
+        "_losses",
+        "_scalars",
+        "_sheet",
+        "_statistics",
+        "_values",
+        "backwards",
+        "due",
+        "ended",
+        "ended_at",
+        "finite",
+        "forwards",
+        "mode",
+        "mode_step",
+        "step",
+        "time_ns",
+        "timing",
+    )
+
     def __init__(self, step: int, mode: ModeKeys, mode_step: int, *, due: frozenset[str]) -> None:
         self.step = step
         self.mode = mode
