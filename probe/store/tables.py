@@ -65,13 +65,14 @@ class TableBuilder:
         matrices = [record.stats for record in records if record.stats is not None]
         columns = self._keys(records, [len(matrix) for matrix in matrices])
         codes = np.concatenate([self._name_codes(record.names) for record in records])
-        used, compact = np.unique(codes, return_inverse=True)
+        used = np.zeros(len(self._dictionary), dtype=bool)
+        used[codes] = True
+        compact = (np.cumsum(used, dtype=np.int32) - 1)[codes]
         spelled = list(self._dictionary)
-        names = pa.array([spelled[code] for code in used], pa.string())
-        columns.append(pa.DictionaryArray.from_arrays(compact.astype(np.int32), names))
-        matrix = np.concatenate(matrices)
-        for index, column in enumerate(STAT_COLUMNS):
-            values = np.ascontiguousarray(matrix[:, index])
+        names = pa.array([spelled[code] for code in np.flatnonzero(used)], pa.string())
+        columns.append(pa.DictionaryArray.from_arrays(compact, names))
+        by_column = np.ascontiguousarray(np.concatenate(matrices).T)
+        for column, values in zip(STAT_COLUMNS, by_column, strict=True):
             columns.append(pa.array(values.astype(np.int64) if column in COUNT_COLUMNS else values))
         return pa.Table.from_arrays(columns, names=TABLES["stats"].names)
 
@@ -84,7 +85,7 @@ class TableBuilder:
             [
                 pa.array([name for name, _, _ in rows], pa.string()),
                 pa.array([quantity for _, quantity, _ in rows], pa.string()),
-                pa.array([vector for _, _, vector in rows], pa.list_(pa.float64())),
+                _lists([vector for _, _, vector in rows]),
             ],
         )
 
@@ -159,6 +160,11 @@ def join_parquet(parts: Sequence[Path], sink: Any) -> None:
                     waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP_ROWS)
+
+
+def _lists(vectors: Sequence[NDArray[np.float64]]) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([*vectors, np.empty(0)]))
 
 
 def _little_endian_bytes(array: NDArray[Any]) -> bytes:
