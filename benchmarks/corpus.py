@@ -90,6 +90,7 @@ def classify(
     loss_fn: nn.Module | None = None,
     accumulate: int = 1,
     shuffle: bool = True,
+    stay_in_eval: bool = False,
 ) -> Callable[[int, Path, int], None]:
     def train(seed: int, run: Path, interval: int) -> None:
         torch.manual_seed(seed)
@@ -100,7 +101,8 @@ def classify(
         feed = batches(len(y), size)
         with hook(run, model, optimizer, criterion, interval):
             for step in range(steps):
-                model.train()
+                if not (stay_in_eval and step > eval_every):
+                    model.train()
                 if zero_grad:
                     optimizer.zero_grad()
                 for _ in range(accumulate):
@@ -383,6 +385,10 @@ def residual(depth: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *[Block() for _ in range(depth)], nn.Linear(64, 10))
 
 
+def dropped_out() -> nn.Module:
+    return mlp(64, 128, 64, 10, dropout=0.3)
+
+
 def constant_init() -> nn.Module:
     model = mlp(64, 32, 32, 10)
     for module in model:
@@ -481,12 +487,18 @@ JOBS: tuple[Job, ...] = (
         classify(lambda: mlp(64, 10), sgd(5.0, 0.0, weight_decay=0.05)),
         ("OscillatingLoss", *BAD),
     ),
-    Job("rate zero", classify(cnn, sgd(0.0)), ("UnchangedTensor", "StalledLoss")),
+    Job("rate zero", classify(cnn, sgd(0.0)), ("ZeroLearningRate", "UnchangedTensor", "StalledLoss")),
+    Job(
+        "rate decayed to zero too early",
+        classify(cnn, sgd(0.01), schedule=lambda s: max(0.0, 1 - s / 60)),
+        ("ZeroLearningRate",),
+    ),
+    Job("left in eval mode", classify(dropped_out, adam(1e-3), stay_in_eval=True), ("ModelInEvalMode",)),
     Job("rate a million times too low", classify(cnn, sgd(1e-8)), ("StalledLoss", "UnchangedTensor")),
     Job(
         "gradients never zeroed",
         classify(cnn, sgd(0.05), zero_grad=False, steps=600),
-        (*BAD, "DeadRelu", "StalledLoss", "OscillatingLoss", "LossNotDecreasing"),
+        ("GradientsNotReset",),
     ),
     Job("deep sigmoid", classify(lambda: mlp(64, *[64] * 8, 10, act=nn.Sigmoid), sgd(0.05)), ("VanishingGradient",)),
     Job(

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from stepwatch.rules.diagnosis import diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_tree
 from stepwatch.rules.replay import Analysis
 
@@ -116,9 +117,13 @@ def print_analysis(out: Console, run: Path, analysis: Analysis) -> None:
         what = "nothing could be decided"
     out.print(Text(f"{run}: {what}{' so far (the run is live)' if analysis.live else ''}", "bold"))
     out.print(verdict_table(analysis.results))
-    for finding in analysis.findings:
+    for story in diagnose(analysis.findings):
         out.print()
-        out.print(finding_block(finding))
+        out.print(finding_block(story.cause))
+        if story.explains:
+            out.print(Padding(Text(f"likely the cause of {', '.join(story.explains)} as well:", "bold"), (0, 0, 0, 2)))
+        for finding in story.consequences:
+            out.print(Padding(finding_block(finding), (0, 0, 0, 4)))
     print_reservations(out, analysis.notes, analysis.warnings, analysis.counters)
 
 

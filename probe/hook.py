@@ -19,6 +19,7 @@ from stepwatch.probe import lifecycle, losses
 from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
+from stepwatch.probe.loop import TrainingLoop
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.reductions import ReductionConfig
@@ -149,6 +150,7 @@ class Hook:
         schedule = save_config or SaveConfig()
         self._registry = registry
         self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size)
+        self._loop = TrainingLoop()
         self._steps = StepTracker(registry, schedule, self._governor, self._submit)
         if actions and rules is None:
             raise ValueError("actions were given without rules; expected rules='recommended' or a list")
@@ -396,6 +398,7 @@ class Hook:
         """A backward pass begins on these tensors; without a loss module they are the training loss."""
         record = self._working()
         record.backwards += 1
+        self._loop.backward_begins()
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
             # Of several optimizers, the loss belongs to the one whose turn it is.
             turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
@@ -424,6 +427,8 @@ class Hook:
     @_guarded
     def _begin_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         record = self._working(ModeKeys.TRAIN)
+        if self._mode is None:
+            self._steps.turn_to_training(record)
         if record.forwards == 0 and not closure:
             for capture in self._tensors.models:
                 self._writer.note(
@@ -450,6 +455,8 @@ class Hook:
         if record is not None and record.due and closure:
             # those of the closure's last evaluation
             self._see_update(record, optimizer, weights=False, gradients=True)
+        if record is not None:
+            self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         if optimizer is self._optimizers[0]:
             self._tensors.pause()

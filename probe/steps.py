@@ -79,6 +79,13 @@ class StepTracker:
             self.finish()
         return self.open(mode)
 
+    def turn_to_training(self, record: OpenRecord) -> None:
+        """An optimizer steps in it: it is a training step, whatever the model's flag says."""
+        if record.mode not in TRAINING and not record.ended:
+            record.mode = ModeKeys.TRAIN
+            record.mode_step = self._mode_steps.get(ModeKeys.TRAIN, 0)
+            record.due = self._due(record.mode, record.mode_step)
+
     def updated(self) -> None:
         """The optimizer that counts the steps has stepped; what is logged now still belongs to the step."""
         record = self.record

@@ -83,9 +83,12 @@ def _judge(trace: Trace, specs: Sequence[RuleSpec], follow: bool) -> Analysis:
 
 
 def _to_json(run: Path, analysis: Analysis) -> dict[str, Any]:
+    from stepwatch.rules.diagnosis import diagnose
+
     return {
         "run": str(run),
         "live": analysis.live,
+        "diagnoses": [story.to_json() for story in diagnose(analysis.findings)],
         "rules": [result.to_json() for result in analysis.results],
         "notes": analysis.notes,
         "warnings": analysis.warnings,

@@ -25,6 +25,7 @@ from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
 from stepwatch.rules.replay import Analysis, analyze
 
@@ -74,7 +75,8 @@ def _hash(script: str) -> str:
 def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
     """(charts by name, everything else that the template needs)."""
     rank = trace.ranks[0] if trace.ranks else 0
-    findings = sorted(analysis.findings, key=lambda f: (_RANKING.index(f.severity), f.first_step))
+    stories = diagnose(analysis.findings)
+    findings = [finding for story in stories for finding in (story.cause, *story.consequences)]
     losses, others = scalar_series(trace, rank)
     plots: dict[str, Any] = {}
     if losses:
@@ -101,7 +103,7 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
         "title": trace.info.job_name,
         "run": str(trace.path),
         "facts": _facts(trace, times["duration"].to_numpy() if len(times) else np.zeros(0)),
-        "summary": _summary(trace, analysis, findings),
+        "summary": _summary(trace, analysis, stories),
         "tone": "bad" if findings else ("good" if any(r.coverage.decided for r in analysis.results) else "open"),
         "rules": [_rule_row(result) for result in analysis.results],
         "findings": [_finding(number, finding, plots) for number, finding in enumerate(findings)],
@@ -139,9 +141,9 @@ def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _summary(trace: Trace, analysis: Analysis, findings: list[Finding]) -> list[str]:
+def _summary(trace: Trace, analysis: Analysis, stories: list[Diagnosis]) -> list[str]:
     """What happened, in one paragraph of sentences."""
-    if not findings:
+    if not stories:
         undecided = [result.rule for result in analysis.results if not result.coverage.decided]
         decided = len(analysis.results) - len(undecided)
         if not decided:
@@ -150,10 +152,13 @@ def _summary(trace: Trace, analysis: Analysis, findings: list[Finding]) -> list[
         if undecided:
             sentences.append(f"{len(undecided)} could not: {', '.join(undecided)}.")
         return sentences
-    worst = findings[0]
-    sentences = [f"{worst.rule}, from step {worst.first_step}: {worst.message}.", f"Try: {worst.suggestion}."]
-    if len(findings) > 1:
-        others = ", ".join(dict.fromkeys(f.rule for f in findings[1:]))
+    worst = stories[0]
+    cause = worst.cause
+    sentences = [f"{cause.rule}, from step {cause.first_step}: {cause.message}.", f"Try: {cause.suggestion}."]
+    if worst.explains:
+        sentences.append(f"It is likely the cause of what else was found: {', '.join(worst.explains)}.")
+    if len(stories) > 1:
+        others = ", ".join(dict.fromkeys(story.cause.rule for story in stories[1:]))
         sentences.append(f"Found besides: {others}.")
     for rank in trace.ranks[:1]:
         answer = read_acknowledgement(trace.path, rank)

@@ -110,6 +110,12 @@ TABLES: dict[str, pa.Schema] = {
 INTERVAL_SCALAR = "stepwatch/save_interval"
 """Scalar recorded by the hook at the step from which on it saves at another interval of its own choice."""
 
+KEPT_GRADIENTS_SCALAR = "stepwatch/updates_without_reset"
+"""Scalar recorded by the hook: updates in a row before which gradients were not reset."""
+
+EVAL_MODE_SCALAR = "stepwatch/updates_in_eval_mode"
+"""Scalar recorded by the hook: updates in a row with all dropout and batch norm layers in eval mode."""
+
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 

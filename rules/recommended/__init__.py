@@ -6,21 +6,25 @@ from stepwatch.rules.recommended.activations import DeadRelu
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
+from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
 RECOMMENDED: tuple[type[Rule], ...] = (
+    GradientsNotReset,
+    ZeroLearningRate,
     ExplodingTensor,
     DivergingLoss,
     VanishingGradient,
     DeadRelu,
     PoorWeightInitialization,
     UnchangedTensor,
+    ModelInEvalMode,
     StalledLoss,
     LossNotDecreasing,
     OscillatingLoss,
     Overfit,
     ClassImbalance,
 )
-"""In the order in which they are reported: what corrupts first, what wastes time after it."""
+"""In the order in which they are reported: the loop itself first, then what corrupts, then what wastes time."""

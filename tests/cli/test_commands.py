@@ -17,6 +17,7 @@ import pytest
 
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.catalogue import RULE_SETS
 
 STEPWATCH = [sys.executable, "-m", "stepwatch.cli"]
 JOB = [sys.executable, "-m", "stepwatch.cli.demo.job"]
@@ -220,7 +221,7 @@ def test_show(runs: Path) -> None:
 
 def test_rules_lists_and_explains() -> None:
     listed = json.loads(stepwatch("rules", "--json").stdout)
-    assert len(listed) == 11
+    assert {entry["rule"] for entry in listed} == {rule.__name__ for rules in RULE_SETS.values() for rule in rules}
     one = stepwatch("rules", "overfit")
     assert one.returncode == 0 and "patience=5" in one.stdout and "turned up" in one.stdout
     assert stepwatch("rules", "nosuchrule").returncode == 2

@@ -1,0 +1,105 @@
+"""Folds findings that belong together into one story, its likely root cause first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stepwatch.rules.finding import Finding, Severity
+
+CONSEQUENCES: dict[str, frozenset[str]] = {
+    cause: frozenset(effects.split())
+    for cause, effects in {
+        "GradientsNotReset": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu StalledLoss LossNotDecreasing",
+        "ZeroLearningRate": "UnchangedTensor StalledLoss",
+        "PoorWeightInitialization": "ExplodingTensor DivergingLoss VanishingGradient DeadRelu UnchangedTensor "
+        "StalledLoss",
+        "ModelInEvalMode": "Overfit",
+        "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
+        "ExplodingTensor": "DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor StalledLoss "
+        "LossNotDecreasing",
+        "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
+        "DeadRelu": "VanishingGradient UnchangedTensor StalledLoss ClassImbalance",
+        "VanishingGradient": "UnchangedTensor StalledLoss ClassImbalance",
+        "UnchangedTensor": "StalledLoss",
+        "StalledLoss": "LossNotDecreasing ClassImbalance",
+    }.items()
+}  # fmt: skip
+"""What each problem can bring with it. Where two can bring each other, the one that began first is the cause."""
+
+_ORDER = {rule: place for place, rule in enumerate(CONSEQUENCES)}
+_SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One story: a likely root cause and the findings that it explains.
+
+    Attributes:
+        cause: the finding that explains the others.
+        consequences: those others, in the order in which they began.
+    """
+
+    cause: Finding
+    consequences: tuple[Finding, ...]
+
+    @property
+    def severity(self) -> Severity:
+        """The gravest of its findings."""
+        return min((f.severity for f in (self.cause, *self.consequences)), key=_SEVERITIES.index)
+
+    @property
+    def explains(self) -> list[str]:
+        """Rules whose findings it explains, each once."""
+        return list(dict.fromkeys(f.rule for f in self.consequences if f.rule != self.cause.rule))
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``diagnoses`` in ``analyze --json``."""
+        return {
+            "cause": self.cause.rule,
+            "severity": self.severity.value,
+            "first_step": self.cause.first_step,
+            "rank": self.cause.rank,
+            "message": self.cause.message,
+            "suggestion": self.cause.suggestion,
+            "explains": self.explains,
+        }
+
+
+def diagnose(findings: Sequence[Finding]) -> list[Diagnosis]:
+    """Every finding in exactly one story; the gravest story first, then the one that began first."""
+    roots: dict[int, list[Finding]] = {}
+    by_root = {index: _root(index, findings, set()) for index in range(len(findings))}
+    for index, root in by_root.items():
+        roots.setdefault(root, [])
+        if index != root:
+            roots[root].append(findings[index])
+    stories = [
+        Diagnosis(findings[root], tuple(sorted(others, key=lambda f: (f.first_step, f.rank))))
+        for root, others in roots.items()
+    ]
+    return sorted(stories, key=lambda story: (_SEVERITIES.index(story.severity), _began(story.cause)))
+
+
+def _root(index: int, findings: Sequence[Finding], passed: set[int]) -> int:
+    passed.add(index)
+    effect = findings[index]
+    causes = [place for place, cause in enumerate(findings) if place not in passed and _explains(cause, effect)]
+    if not causes:
+        return index
+    return _root(min(causes, key=lambda place: _began(findings[place])), findings, passed)
+
+
+def _explains(cause: Finding, effect: Finding) -> bool:
+    if cause.rule == effect.rule:
+        return _began(cause) < _began(effect)  # the same on another rank, or again
+    if effect.rule not in CONSEQUENCES.get(cause.rule, ()):
+        return False
+    if cause.rule in CONSEQUENCES.get(effect.rule, ()):
+        return _began(cause) < _began(effect)
+    return cause.first_step <= effect.last_step
+
+
+def _began(finding: Finding) -> tuple[int, int, int]:
+    return finding.first_step, _ORDER.get(finding.rule, len(_ORDER)), finding.rank
