@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stepwatch.rules.diagnosis import diagnose
+from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_tree
 from stepwatch.rules.replay import Analysis
 
@@ -109,6 +109,16 @@ def finding_block(finding: Finding) -> RenderableType:
     return Group(lines[0], *(Padding(line, (0, 0, 0, 2)) for line in lines[1:]))
 
 
+def story_block(story: Diagnosis) -> RenderableType:
+    """A likely root cause, and the findings that it explains."""
+    lines: list[RenderableType] = [finding_block(story.cause)]
+    if story.explains:
+        text = Text(f"likely the cause of {', '.join(story.explains)} as well:", "bold")
+        lines.append(Padding(text, (0, 0, 0, 2)))
+    lines += [Padding(finding_block(finding), (0, 0, 0, 4)) for finding in story.consequences]
+    return Group(*lines)
+
+
 def print_analysis(out: Console, run: Path, analysis: Analysis) -> None:
     """All of it: verdicts, findings, what was not recorded."""
     found = len(analysis.findings)
@@ -119,11 +129,7 @@ def print_analysis(out: Console, run: Path, analysis: Analysis) -> None:
     out.print(verdict_table(analysis.results))
     for story in diagnose(analysis.findings):
         out.print()
-        out.print(finding_block(story.cause))
-        if story.explains:
-            out.print(Padding(Text(f"likely the cause of {', '.join(story.explains)} as well:", "bold"), (0, 0, 0, 2)))
-        for finding in story.consequences:
-            out.print(Padding(finding_block(finding), (0, 0, 0, 4)))
+        out.print(story_block(story))
     print_reservations(out, analysis.notes, analysis.warnings, analysis.counters)
 
 

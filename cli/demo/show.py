@@ -18,13 +18,14 @@ from rich.text import Text
 from stepwatch.cli.demo.faults import HEALTHY, Scenario
 from stepwatch.cli.demo.job import planned_steps
 from stepwatch.cli.errors import ISSUES_FOUND, NOTHING_FOUND, RULE_FAILED
-from stepwatch.cli.render import console, finding_block, sparkline
+from stepwatch.cli.render import console, sparkline, story_block
 from stepwatch.cli.report.page import write_report
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
+from stepwatch.rules.diagnosis import diagnose
 from stepwatch.rules.replay import Analysis, analyze
 
 _REFRESH_SECONDS = 0.25
@@ -135,8 +136,8 @@ def _explain(screen: Console, job: _Job) -> bool:
     screen.print()
     screen.print(Text(f"{job.scenario.name}: {job.scenario.mistake}", "bold"))
     screen.print(_outcome(job, trace, analysis), markup=False)
-    for finding in analysis.findings:
-        screen.print(finding_block(finding))
+    for story in diagnose(analysis.findings):
+        screen.print(story_block(story))
     screen.print(f"  trace  {job.run_dir}\n  report {report}", markup=False)
     found = {finding.rule for finding in analysis.findings}
     expected = job.scenario.found_by
