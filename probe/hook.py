@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
 
@@ -39,6 +40,7 @@ log = logging.getLogger("stepwatch")
 
 Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
+Ranks: TypeAlias = 'Literal["all", "first", "node"] | Sequence[int]'
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -94,6 +96,8 @@ class Hook:
             ``"flag"`` (set :attr:`should_stop`), or a callable that gets the reason.
         start_step: number of optimizer steps already done, for a resumed job; found in the optimizer's
             state where it counts its steps, as Adam does.
+        ranks: which ranks of a job of several are recorded: ``"all"``, ``"first"`` (rank 0), ``"node"`` (one per
+            node) or their numbers, 0 among them. The others write nothing, and stop with the rest.
         job_name: shown in reports; the directory's name by default.
         system_interval: seconds between samples of the machine's use; 0 turns them off.
 
@@ -119,6 +123,7 @@ class Hook:
         checkpoint: Checkpoint | None = None,
         stop: StopStyle = "raise",
         start_step: int | None = None,
+        ranks: Ranks = "all",
         job_name: str | None = None,
         system_interval: float = 0.5,
     ) -> None:
@@ -143,11 +148,13 @@ class Hook:
         _check_arguments([module for _, module in models], optimizers, loss_fn)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint)
         # One process of a node samples it; every one listens for a stop.
-        sampling = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        self._recorded = _is_recorded(ranks, self.rank, first_of_node)
+        sampling = first_of_node and self._recorded
         self._sampler = SystemSampler(system_interval, self._sampled, self._tick, sampling=sampling)
 
         registry = CollectionRegistry(include_collections, include_regex)
-        schedule = save_config or SaveConfig()
+        schedule = (save_config or SaveConfig()) if self._recorded else SaveConfig({})
         self._registry = registry
         self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size)
         self._loop = TrainingLoop()
@@ -159,23 +166,23 @@ class Hook:
             from stepwatch.probe.judge import Judge
 
             self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop, self._suspect)
-        self._writer = TraceWriter(
-            self.out_dir,
-            rank=self.rank,
-            run_info={
-                "job_name": job_name or self.out_dir.resolve().name,
-                "world_size": world_size,
-                "command": [sys.executable, *sys.argv],
-                "versions": {"torch": torch.__version__},
-                "config": {
-                    "collections": sorted(registry.included),
-                    "save_config": schedule.describe(),
-                    "overhead_budget": overhead_budget,
-                    "rules": rules if rules is None or isinstance(rules, str) else list(rules),
-                },
+        run_info = {
+            "job_name": job_name or self.out_dir.resolve().name,
+            "world_size": world_size,
+            "command": [sys.executable, *sys.argv],
+            "versions": {"torch": torch.__version__},
+            "config": {
+                "collections": sorted(registry.included),
+                "save_config": schedule.describe(),
+                "overhead_budget": overhead_budget,
+                "ranks": ranks if isinstance(ranks, str) else list(ranks),
+                "rules": rules if rules is None or isinstance(rules, str) else list(rules),
             },
-            on_records=self._judge.judge if self._judge else None,
-        )
+        }
+        self._writer: TraceWriter | SilentWriter = SilentWriter()
+        if self._recorded:
+            listener = self._judge.judge if self._judge else None
+            self._writer = TraceWriter(self.out_dir, rank=self.rank, run_info=run_info, on_records=listener)
         self._tensors = TensorRecorder(
             registry,
             raw=bool(reduction_config and reduction_config.save_raw_tensor),
@@ -514,7 +521,8 @@ class Hook:
         self._started = True
         step = self._start_step
         if step is None:
-            step = first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, self.rank)
+            rank = self.rank if self._recorded else 0
+            step = first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, rank)
         self._steps.start_at(step)
         self._writer.set_start_step(step)
 
@@ -553,6 +561,14 @@ class Hook:
             self._failures.add(text)
             self._writer.note(f"the hook failed in {text}")
             log.warning("the hook failed in %s; training goes on", text, exc_info=error)
+
+
+def _is_recorded(ranks: Ranks, rank: int, first_of_node: bool) -> bool:
+    if ranks in ("all", "first", "node"):
+        return rank == 0 or ranks == "all" or (ranks == "node" and first_of_node)
+    if isinstance(ranks, str) or 0 not in ranks:
+        raise ValueError(f"ranks is {ranks!r}; expected 'all', 'first', 'node' or numbers of ranks, 0 among them")
+    return rank in ranks
 
 
 def _check_arguments(models: Sequence[Any], optimizers: Sequence[Any], loss_fn: Any) -> None:

@@ -263,7 +263,8 @@ def test_a_stop_from_outside_raises_at_a_step_boundary_after_the_checkpoint(tmp_
     assert (end.status, end.reason) == ("stopped", "enough")
 
 
-def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "recorded"), [("all", [0, 1]), ("first", [0])])
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path, ranks: str, recorded: list[int]) -> None:
     """Two real processes under torchrun, in lockstep through gloo; a stop in between would hang one of them."""
     (tmp_path / "job.py").write_text(
         """
@@ -274,7 +275,9 @@ torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-hook = Hook("run", model=model, optimizer=optimizer, checkpoint=lambda step: f"rank{rank}-{step}.pt")
+hook = Hook(
+    "run", model=model, optimizer=optimizer, ranks="RANKS", checkpoint=lambda step: f"rank{rank}-{step}.pt"
+)
 try:
     for _ in range(100000):
         optimizer.zero_grad()
@@ -283,7 +286,7 @@ try:
 except Exception as error:
     print(rank, type(error).__name__, flush=True)
 torch.distributed.destroy_process_group()
-"""
+""".replace("RANKS", ranks)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py"]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -296,6 +299,7 @@ torch.distributed.destroy_process_group()
     assert answers[0].request_id == answers[1].request_id == identity
     assert answers[0].step == answers[1].step
     assert answers[1].checkpoint == f"rank1-{answers[1].step}.pt"
+    assert Trace(tmp_path / "run").ranks == recorded
 
 
 @pytest.mark.parametrize("style", ["flag", "callable"])
@@ -357,6 +361,8 @@ def test_an_error_in_the_hook_never_reaches_the_job(tmp_path: Path, make_hook, c
         ({"actions": ["stop"]}, "actions were given without rules"),
         ({"rules": "recomended"}, "did you mean recommended"),
         ({"rules": "recommended", "actions": ["halt"]}, "action 'halt' is unknown"),
+        ({"ranks": "none"}, "ranks is 'none'; expected 'all', 'first', 'node' or numbers"),
+        ({"ranks": [1]}, "0 among them"),
         ({"system_interval": -1}, "system_interval is -1"),
     ],
 )
