@@ -6,16 +6,27 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
 from stepwatch.probe import lifecycle, losses
+from stepwatch.probe.arguments import (
+    Models,
+    Optimizers,
+    Ranks,
+    check_arguments,
+    has_closure,
+    is_recorded,
+    learning_rates,
+    loss_name,
+    named_models,
+)
 from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
@@ -38,9 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stepwatch")
 
-Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
-Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
-Ranks: TypeAlias = 'Literal["all", "first", "node"] | Sequence[int]'
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -143,13 +151,13 @@ class Hook:
         self._start_step = start_step
         self.out_dir = Path(out_dir).expanduser()
         self.rank, world_size = process_rank()
-        models = list(_named_models(model))
+        models = list(named_models(model))
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
-        _check_arguments([module for _, module in models], optimizers, loss_fn)
+        check_arguments([module for _, module in models], optimizers, loss_fn)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint)
         # One process of a node samples it; every one listens for a stop.
         first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
-        self._recorded = _is_recorded(ranks, self.rank, first_of_node)
+        self._recorded = is_recorded(ranks, self.rank, first_of_node)
         sampling = first_of_node and self._recorded
         self._sampler = SystemSampler(system_interval, self._sampled, self._tick, sampling=sampling)
 
@@ -208,7 +216,7 @@ class Hook:
         Raises:
             TypeError: it is not a module.
         """
-        _check_arguments([model], [], None)
+        check_arguments([model], [], None)
         taken = [capture.prefix for capture in self._tensors.models]
         capture = ModelCapture(model, self._registry, self._see_call, name)
         if capture.prefix in taken:
@@ -225,7 +233,7 @@ class Hook:
         Raises:
             TypeError: it is not an optimizer.
         """
-        _check_arguments([], [optimizer], None)
+        check_arguments([], [optimizer], None)
         self._steps.by_optimizer = self._steps.has_optimizer = True
         self._optimizers.append(optimizer)
         self._handles.append(optimizer.register_step_pre_hook(self._before_update))
@@ -237,7 +245,7 @@ class Hook:
         Raises:
             TypeError: it cannot be called.
         """
-        _check_arguments([], [], loss_fn)
+        check_arguments([], [], loss_fn)
         if isinstance(loss_fn, nn.Module):
             if loss_fn not in self._loss_modules:
                 self._loss_modules.add(loss_fn)
@@ -352,10 +360,10 @@ class Hook:
             self._see_loss(module, args, output)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._begin_update(optimizer, _has_closure(args, kwargs))
+        self._begin_update(optimizer, has_closure(args, kwargs))
 
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._end_update(optimizer, _has_closure(args, kwargs))
+        self._end_update(optimizer, has_closure(args, kwargs))
         self._stop_if_due()
 
     # -- the step -------------------------------------------------------------------------------------
@@ -443,7 +451,7 @@ class Hook:
                     "or is called by another name): its activations are not recorded"
                 )
         if optimizer is self._optimizers[0]:
-            for name, rate in _learning_rates(optimizer):
+            for name, rate in learning_rates(optimizer):
                 record.add_scalar(name, rate)
         if not (record.due or closure) and self._step_seconds > _GLANCE_SECONDS:
             scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
@@ -561,57 +569,3 @@ class Hook:
             self._failures.add(text)
             self._writer.note(f"the hook failed in {text}")
             log.warning("the hook failed in %s; training goes on", text, exc_info=error)
-
-
-def _is_recorded(ranks: Ranks, rank: int, first_of_node: bool) -> bool:
-    if ranks in ("all", "first", "node"):
-        return rank == 0 or ranks == "all" or (ranks == "node" and first_of_node)
-    if isinstance(ranks, str) or 0 not in ranks:
-        raise ValueError(f"ranks is {ranks!r}; expected 'all', 'first', 'node' or numbers of ranks, 0 among them")
-    return rank in ranks
-
-
-def _check_arguments(models: Sequence[Any], optimizers: Sequence[Any], loss_fn: Any) -> None:
-    for model in models:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    for optimizer in optimizers:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a module or a function")
-
-
-def _named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]:
-    if model is None:
-        return
-    if isinstance(model, Mapping):
-        yield from model.items()
-    elif isinstance(model, (list, tuple)):
-        yield from ((None, each) for each in model)
-    else:
-        yield None, model  # type: ignore[misc]
-
-
-@functools.cache
-def loss_name(name: str) -> str:
-    """Name of a loss in tensor names: it says that it is one, as smdebug's expression wants."""
-    return name if name.lower().endswith("loss") else f"{name}_loss"
-
-
-def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an optimizer's step was called with a closure; ``args`` begins with the optimizer or not."""
-    if not kwargs and len(args) == (1 if args and isinstance(args[0], torch.optim.Optimizer) else 0):
-        return False
-    return kwargs.get("closure") is not None or any(
-        callable(arg) and not isinstance(arg, torch.optim.Optimizer) for arg in args
-    )
-
-
-def _learning_rates(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, float | torch.Tensor]]:
-    groups = optimizer.param_groups
-    for index, group in enumerate(groups):
-        rate = group.get("lr")
-        if rate is not None:
-            name = "learning_rate" if len(groups) == 1 else f"learning_rate/group_{index}"
-            yield name, rate if isinstance(rate, torch.Tensor) else float(rate)
