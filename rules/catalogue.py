@@ -17,6 +17,7 @@ from typing import Any
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.smdebug import install
 
 RULE_SETS: dict[str, tuple[type[Rule], ...]] = {"recommended": RECOMMENDED}
 
@@ -71,6 +72,8 @@ def parameters_of(rule: type[Rule]) -> list[Parameter]:
 
 def resolve(name: str) -> list[RuleSpec]:
     """The rules of that name: a set, a built-in rule, ``file.py:Class`` or ``package.module:Class``.
+
+    A class may be a rule of ours or one that was written for smdebug.
 
     Raises:
         RuleError: there is none; the nearest name is suggested.
@@ -165,7 +168,11 @@ def _load(name: str) -> type[Rule]:
         raise
     except Exception as error:
         raise RuleError(f"{place} cannot be loaded: {type(error).__name__}: {error}") from None
+    from stepwatch.rules.smdebug import rule as smdebug_rule  # which needs the replay, and that this module
+
     found = getattr(module, class_name, None)
+    if isinstance(found, type) and issubclass(found, smdebug_rule.Rule) and not inspect.isabstract(found):
+        return smdebug_rule.adapt(found)
     if not (isinstance(found, type) and issubclass(found, Rule)):
         here = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Rule) and v is not Rule]
         raise RuleError(f"{place} has no rule {class_name!r}; it has: {', '.join(here) or 'none'}")
@@ -180,6 +187,7 @@ def _load_file(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise RuleError(f"{path} is not a Python file")
+    install()  # the file may be one that was written for it
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     spec.loader.exec_module(module)

@@ -1,0 +1,86 @@
+"""Everything that ``smdebug.exceptions`` names."""
+
+from __future__ import annotations
+
+from stepwatch.rules.exceptions import (
+    InvalidWorker as InvalidWorker,
+)
+from stepwatch.rules.exceptions import (
+    NoMoreData as NoMoreData,
+)
+from stepwatch.rules.exceptions import (
+    ShapeUnavailableForStep as ShapeUnavailableForStep,
+)
+from stepwatch.rules.exceptions import (
+    SMDebugError as SMDebugError,
+)
+from stepwatch.rules.exceptions import (
+    StepNotYetAvailable as StepNotYetAvailable,
+)
+from stepwatch.rules.exceptions import (
+    StepUnavailable as StepUnavailable,
+)
+from stepwatch.rules.exceptions import (
+    TensorUnavailable as TensorUnavailable,
+)
+from stepwatch.rules.exceptions import (
+    TensorUnavailableForStep as TensorUnavailableForStep,
+)
+
+
+class SMDebugTypeError(SMDebugError, TypeError):
+    """A value of the wrong type."""
+
+
+class SMDebugValueError(SMDebugError, ValueError):
+    """A value that cannot be used."""
+
+
+class SMDebugRuntimeError(SMDebugError, RuntimeError):
+    """Something that cannot be done now."""
+
+
+class SMDebugNotImplementedError(SMDebugError, NotImplementedError):
+    """Something that is not provided."""
+
+
+class RuleEvaluationConditionMet(SMDebugError):
+    """The condition of a rule is met at a step."""
+
+    def __init__(self, rule_name: str, step: int, end_of_rule: bool = False) -> None:
+        super().__init__(f"the condition of rule {rule_name} is met at step {step}")
+        self.rule_name = rule_name
+        self.step = step
+        self.end_of_rule = end_of_rule
+
+
+class InsufficientInformationForRuleInvocation(SMDebugError):
+    """A rule lacks what it needs."""
+
+    def __init__(self, rule_name: str, message: str) -> None:
+        super().__init__(f"rule {rule_name} lacks information: {message}")
+        self.rule_name = rule_name
+
+
+class InvalidCollectionConfiguration(SMDebugError):
+    """A collection selects nothing."""
+
+    def __init__(self, c_name: str) -> None:
+        super().__init__(f"collection {c_name} has neither an expression nor names")
+        self.c_name = c_name
+
+
+class MissingCollectionFiles(SMDebugError):
+    """Not every worker has described its collections."""
+
+
+class IndexReaderException(SMDebugError):
+    """An index that cannot be read."""
+
+
+class NoMoreProfilerData(SMDebugError):
+    """The job ended before this time."""
+
+    def __init__(self, timestamp: int) -> None:
+        super().__init__(f"no profiler data after {timestamp}")
+        self.timestamp = timestamp
