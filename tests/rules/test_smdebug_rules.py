@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from torch import nn
 
 from stepwatch.probe import Hook, SaveConfig
+
+REFERENCE = Path(
+    os.environ.get("STEPWATCH_SMDEBUG_PYTHON") or Path(__file__).parents[2] / ".smdebug-venv" / "bin" / "python"
+)
 
 RULE = """
 from smdebug.core.modes import ModeKeys
@@ -191,3 +196,84 @@ for line in ("from smdebug.pytorch import Hook", "import smdebug.tensorflow"):
 """,
     )
     assert "Hook" in output and "smdebug.tensorflow" in output
+
+
+TRAINING = """
+import sys
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loss_fn = nn.CrossEntropyLoss()
+{hook}
+for step in range(12):
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = loss_fn(model(torch.randn(16, 4) * (1 + step)), torch.randint(2, (16,)))
+    loss.backward()
+    optimizer.step()
+hook.close()
+
+{install}
+from my_rules import LargeGradient
+from smdebug.exceptions import NoMoreData, RuleEvaluationConditionMet, TensorUnavailableForStep
+from smdebug.trials import create_trial
+trial = create_trial("run")
+print("steps", trial.steps())
+names = [name for name in trial.tensor_names(collection="gradients")]
+print("names", sorted(names))
+for threshold in (0.001, 0.02, 0.05, 0.1, 10):
+    rule = LargeGradient(trial, threshold)
+    for step in range(12):
+        try:
+            rule.invoke(step)
+            print(threshold, step, "quiet")
+        except RuleEvaluationConditionMet as met:
+            print(threshold, met.step, "met")
+        except Exception as error:
+            print(threshold, step, type(error).__name__)
+try:
+    rule.invoke(12)
+except Exception as error:
+    print(type(error).__name__)
+for name in names:
+    for step in trial.tensor(name).steps():
+        values = [trial.tensor(name).reduction_value(step, reduction) for reduction in ("min", "max", "mean")]
+        print(name, step, *(round(float(value), 5) + 0.0 for value in values))
+"""
+OURS = """
+from stepwatch.probe import Hook, SaveConfig
+hook = Hook("run", model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=SaveConfig(save_interval=1))
+"""
+THEIRS = """
+import smdebug.pytorch as smd
+reductions = smd.ReductionConfig(reductions=["min", "max", "mean"], abs_reductions=["mean"])
+hook = smd.Hook(
+    "run", save_config=smd.SaveConfig(save_interval=1), reduction_config=reductions, include_collections=["gradients"]
+)
+hook.register_module(model)
+hook.register_loss(loss_fn)
+"""
+
+
+@pytest.mark.smdebug
+def test_a_rule_says_the_same_under_smdebug_itself(tmp_path: Path) -> None:
+    """One training job and one rule, under smdebug in its own environment and here."""
+    if not REFERENCE.exists():
+        pytest.skip(f"no smdebug at {REFERENCE}; scripts/smdebug_env.sh makes it")
+    printed = {}
+    for python, hook, install in (
+        (REFERENCE, THEIRS, ""),
+        (Path(sys.executable), OURS, "from stepwatch.rules.smdebug import install; install()"),
+    ):
+        folder = tmp_path / ("theirs" if hook is THEIRS else "ours")
+        folder.mkdir()
+        rule = RULE.replace("other_trials=None", "action_str=''").replace("other_trials)", "'')")
+        (folder / "my_rules.py").write_text(rule)
+        (folder / "job.py").write_text(TRAINING.format(hook=hook, install=install))
+        done = subprocess.run([str(python), "job.py"], cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed[hook] = [line for line in done.stdout.splitlines() if line and not line.startswith("[")]  # no log
+    assert printed[OURS] == printed[THEIRS]
+    assert any(line.endswith("met") for line in printed[OURS]) and any(line.endswith("quiet") for line in printed[OURS])
