@@ -220,7 +220,7 @@ class ExplodingTensor(Rule):
                 tensors=names,
                 value=norm,
                 threshold=self.factor * usual,
-                message=f"the gradients have grown to a norm of {spell(norm)}, {norm / usual:.0f} times the "
+                message=f"the gradients have grown to a norm of {spell(norm)}, {spell(norm / usual)} times the "
                 f"usual {spell(usual)}; the largest is that of {names[0]}",
                 suggestion="lower the learning rate, clip gradients by norm, add warm-up",
                 evidence={"series": names, "column": "l2", "unit": "gradient norm"},
@@ -246,8 +246,8 @@ class ExplodingTensor(Rule):
                 tensors=names,
                 value=middle,
                 threshold=self.growth,
-                message=f"the weights have grown to {middle:.0f} times their initial size (median over "
-                f"{len(rows)} matrices; {names[0]} to {ratios[largest[0]]:.0f} times) and the loss is no better than "
+                message=f"the weights have grown to {spell(middle)} times their initial size (median over "
+                f"{len(rows)} matrices; {names[0]} to {spell(ratios[largest[0]])} times) and the loss is no better than "
                 "at the first step",
                 suggestion="lower the learning rate by one or more powers of ten",
                 evidence={"series": names, "column": "l2", "unit": "norm"},
