@@ -247,8 +247,8 @@ class ExplodingTensor(Rule):
                 value=middle,
                 threshold=self.growth,
                 message=f"the weights have grown to {spell(middle)} times their initial size (median over "
-                f"{len(rows)} matrices; {names[0]} to {spell(ratios[largest[0]])} times) and the loss is no better than "
-                "at the first step",
+                f"{len(rows)} matrices; {names[0]} to {spell(ratios[largest[0]])} times) and the loss is no better "
+                "than at the first step",
                 suggestion="lower the learning rate by one or more powers of ten",
                 evidence={"series": names, "column": "l2", "unit": "norm"},
             )
