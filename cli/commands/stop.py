@@ -22,9 +22,20 @@ _POLL_SECONDS = 0.1
     show_default=True,
     help="Seconds to wait for the job to stop; 0: do not.",
 )
+@click.option("--kill", is_flag=True, help="End a job that does not answer: SIGTERM, then SIGKILL.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="With --kill: seconds between SIGTERM and SIGKILL.",
+)
 @errors.one_line_errors
-def command(run: Path, reason: str, wait: float) -> None:
+def command(run: Path, reason: str, wait: float, kill: bool, grace: float) -> None:
     """Ask a running job to stop at its next step, after its checkpoint.
+
+    With --kill a job that does not answer in time is ended. Only the very processes that were recorded are
+    signalled: same host, boot, number, start time, executable and user.
 
     Exit status: 0 stopped (or asked, with --wait 0), 1 no answer in time, 2 the run is not live.
     """
@@ -36,7 +47,7 @@ def command(run: Path, reason: str, wait: float) -> None:
     if not trace.live():
         errors.fail(f"{run}: the run is not live; there is nothing to stop")
     request = request_stop(run, reason, by=process_identity()["user"])
-    if not wait:
+    if not wait and not kill:
         click.echo(f"{run}: asked to stop")
         return
     deadline = time.monotonic() + wait
@@ -54,5 +65,12 @@ def command(run: Path, reason: str, wait: float) -> None:
         if not live:
             errors.fail(f"{run}: the job ended without an answer", errors.ISSUES_FOUND)
         if time.monotonic() > deadline:
+            if kill:
+                from stepwatch.rules.termination import terminate
+
+                click.echo(f"{run}: no answer in {wait:g} s")
+                if terminate(trace, grace, click.echo):
+                    return
+                errors.fail(f"{run}: not all of its processes could be ended", errors.ISSUES_FOUND)
             errors.fail(f"{run}: no answer in {wait:g} s; the request stands", errors.ISSUES_FOUND)
         time.sleep(_POLL_SECONDS)
