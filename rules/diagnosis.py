@@ -70,7 +70,8 @@ class Diagnosis:
 def diagnose(findings: Sequence[Finding]) -> list[Diagnosis]:
     """Every finding in exactly one story; the gravest story first, then the one that began first."""
     roots: dict[int, list[Finding]] = {}
-    by_root = {index: _root(index, findings, set()) for index in range(len(findings))}
+    causes = [_cause(index, findings) for index in range(len(findings))]
+    by_root = {index: _root(index, causes, findings) for index in range(len(findings))}
     for index, root in by_root.items():
         roots.setdefault(root, [])
         if index != root:
@@ -82,13 +83,19 @@ def diagnose(findings: Sequence[Finding]) -> list[Diagnosis]:
     return sorted(stories, key=lambda story: (_SEVERITIES.index(story.severity), _began(story.cause)))
 
 
-def _root(index: int, findings: Sequence[Finding], passed: set[int]) -> int:
-    passed.add(index)
-    effect = findings[index]
-    causes = [place for place, cause in enumerate(findings) if place not in passed and _explains(cause, effect)]
-    if not causes:
-        return index
-    return _root(min(causes, key=lambda place: _began(findings[place])), findings, passed)
+def _cause(index: int, findings: Sequence[Finding]) -> int | None:
+    causes = [place for place, cause in enumerate(findings) if place != index and _explains(cause, findings[index])]
+    return min(causes, key=lambda place: (_began(findings[place]), place), default=None)
+
+
+def _root(index: int, causes: Sequence[int | None], findings: Sequence[Finding]) -> int:
+    """Follow causes to the first; where they explain each other in a circle, to the one that began first."""
+    path = [index]
+    while (cause := causes[path[-1]]) is not None:
+        if cause in path:
+            return min(path[path.index(cause) :], key=lambda place: (_began(findings[place]), place))
+        path.append(cause)
+    return path[-1]
 
 
 def _explains(cause: Finding, effect: Finding) -> bool:

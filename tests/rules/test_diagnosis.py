@@ -47,6 +47,12 @@ def test_every_finding_is_in_exactly_one_story(found: list[Finding]) -> None:
     assert sorted(told) == sorted(map(id, found))
 
 
+def test_findings_that_explain_each_other_in_a_circle_are_one_story() -> None:
+    found = [finding("DivergingLoss", 0, 1), finding("ExplodingTensor", 1, 1), finding("OscillatingLoss", 1, 1)]
+    (story,) = diagnose(found)
+    assert {id(f) for f in (story.cause, *story.consequences)} == set(map(id, found))
+
+
 def test_an_exploding_gradient_that_ended_in_nan_is_one_story() -> None:
     found = [
         finding("DivergingLoss", 24, 26),
