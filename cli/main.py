@@ -16,6 +16,7 @@ _COMMANDS = {
     "watch": "follow live runs, judge them, act",
     "show": "summarise a run in the terminal",
     "report": "write one self-contained HTML file about a run",
+    "sql": "answer a SELECT query over runs",
     "rules": "list the rules, or explain one",
     "stop": "ask a running job to stop after its checkpoint",
     "demo": "train a healthy and a faulty model side by side",

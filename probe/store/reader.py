@@ -141,6 +141,13 @@ class Trace:
         """
         return any(self._rank_is_live(rank) for rank in self.ranks)
 
+    def status(self) -> str:
+        """How the run stands: "live", or the worst of how its ranks ended, "killed" where none has said."""
+        if self.live():
+            return "live"
+        ends = [end.status for rank in self.ranks if (end := self.end(rank)) is not None]
+        return next((status for status in ends if status != "finished"), ends[0] if ends else "killed")
+
     def _rank_is_live(self, rank: int) -> bool:
         entries = self.attempts(rank).entries
         if not entries or self.end(rank) is not None:
