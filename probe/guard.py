@@ -3,55 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.sheet import StatisticsSheet
+from stepwatch.probe.statistics import PendingStatistics, measure
+from stepwatch.probe.store.schema import STAT_COLUMNS
+
+_SHARE = 0.005  # of the step time
+_SECONDS_PER_TENSOR = 1.2e-6
+_FEWEST, _MOST = 2, 32
+_MOST_ENTRIES = 1 << 20
+_NORMS_SECONDS, _STATISTICS_SECONDS = 50e-6, 250e-6  # what the launches take, on an accelerator
+
+
+class Watched(NamedTuple):
+    """A parameter whose gradient is looked at, and the gradient's name in the trace."""
+
+    name: str
+    parameter: torch.nn.Parameter
+
+
+_NO_ROWS = np.empty((0, len(STAT_COLUMNS)))
+
+
+class Glance(NamedTuple):
+    """Gradients that were looked at, and their statistics, on their way."""
+
+    names: list[str]
+    statistics: PendingStatistics
 
 
 class GradientGuard:
-    """Looks at the smallest gradient in each half of the model's depth.
+    """Looks at the smallest gradient in each of several parts of the model's depth.
 
     A NaN or an infinity that backpropagation meets goes on to the gradients of every layer below, the biases and
-    the scales of the norms among them, so that a few hundred numbers stand for all. What arises in one gradient
-    alone reaches the loss at the next step, which is looked at as well.
+    the scales of the norms among them, so that a few thousand numbers stand for all. What arises in one gradient
+    alone reaches the loss at the next step, which is looked at as well. What is seen is also the history of the
+    steps that nobody saved: their statistics are kept for a while, until it is known that nobody needs them.
 
     On the CPU the answer is that of this step, on an accelerator that of an earlier one, for which nothing waits.
 
     Args:
-        parameters: of the model, in order.
+        gradients: those that are recorded, in the order of the model.
+        step_seconds: how long a step takes: 2 to 32 gradients are looked at, as many as take a part in 200 of it.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        half = len(trained) // 2
-        halves = [part for part in (trained[:half], trained[half:]) if part]
-        self._watched = [min(part, key=lambda parameter: parameter.numel()) for part in halves]
-        self._names = [""] * len(self._watched)
+    def __init__(self, gradients: Sequence[Watched], step_seconds: float) -> None:
+        count = min(max(int(step_seconds * _SHARE / _SECONDS_PER_TENSOR), _FEWEST), _MOST)
+        self._watched = _spread([each for each in gradients if each.parameter.requires_grad], count)
+        self._affordable = step_seconds * _SHARE
         self._sheet = StatisticsSheet()
-        self._pending: Fetch | None = None
+        self._finite_at_last: Fetch | None = None
 
-    def finite(self) -> bool:
-        """Whether the gradients that are known by now are finite; to be called before the update."""
-        gradients = [gradient for parameter in self._watched if (gradient := parameter.grad) is not None]
-        if not gradients:
-            return True
-        if gradients[0].is_cpu:
-            self._sheet.clear()
-            self._sheet.add_all(self._names, gradients)
-            return not self._sheet.broken
-        return self._finite_on_device(gradients)
+    def look(self) -> Glance | None:
+        """A glance at the gradients, before the update; None where one that is known by now is not finite."""
+        pairs = [(each.name, gradient) for each in self._watched if (gradient := each.parameter.grad) is not None]
+        names, gradients = [name for name, _ in pairs], [gradient for _, gradient in pairs]
+        if pairs and not gradients[0].is_cpu:
+            return self._look_at_device(names, [gradient.detach() for gradient in gradients])
+        self._sheet.clear()
+        self._sheet.add_all(names, gradients)
+        if self._sheet.broken:
+            return None
+        matrix = self._sheet.matrix().copy()
+        return Glance(list(self._sheet.names), PendingStatistics(lambda: matrix))
 
-    @torch.no_grad()
-    def _finite_on_device(self, gradients: list[torch.Tensor]) -> bool:
-        pending = self._pending
-        known = True
-        if pending is not None:
-            if not pending.ready():
-                return True
-            known = bool(pending().isfinite().all())
-        dense = [gradient for gradient in gradients if type(gradient) is torch.Tensor and not gradient.is_sparse]
-        norms = torch._foreach_norm(dense) if dense else ()
-        self._pending = Fetch(torch.stack(list(norms))) if norms else None
-        return known
+    def _look_at_device(self, names: list[str], gradients: list[torch.Tensor]) -> Glance | None:
+        if self._finite_at_last is not None and self._finite_at_last.ready():
+            finite, self._finite_at_last = bool(self._finite_at_last()), None
+            if not finite:
+                return None
+        if self._finite_at_last is None and self._affordable > _NORMS_SECONDS:
+            with torch.no_grad():
+                norms = torch._foreach_norm([each for each in gradients if type(each) is torch.Tensor])
+                self._finite_at_last = Fetch(torch.stack(norms).isfinite().all()) if norms else None
+        if self._affordable > _STATISTICS_SECONDS:
+            return Glance(names, measure(gradients))
+        return Glance([], PendingStatistics(lambda: _NO_ROWS))
+
+
+def _spread(gradients: Sequence[Watched], count: int) -> list[Watched]:
+    """The smallest of each of ``count`` parts of equal length."""
+    bounds = sorted({len(gradients) * part // count for part in range(count + 1)})
+    parts = [gradients[first:end] for first, end in pairwise(bounds)]
+    smallest = [min(part, key=lambda each: each.parameter.numel()) for part in parts]
+    return [each for each in smallest if each.parameter.numel() <= _MOST_ENTRIES]

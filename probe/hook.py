@@ -53,7 +53,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _IDLE_SECONDS = 0.5
-_GLANCE_SECONDS = 0.01  # length of a step of which a glance at its gradients takes less than a part in 200
 
 
 def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[Hook, P], R | None]:
@@ -453,9 +452,9 @@ class Hook:
         if optimizer is self._optimizers[0]:
             for name, rate in learning_rates(optimizer):
                 record.add_scalar(name, rate)
-        if not (record.due or closure) and self._step_seconds > _GLANCE_SECONDS:
+        if self._step_seconds and not (record.due or closure):
             scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
-            if not (scaled or self._tensors.gradients_finite()):
+            if not (scaled or self._tensors.glance(record, self._step_seconds)):
                 self._steps.see_finite(False)  # and from here on this step is saved
         if record.due:
             weights = optimizer is self._optimizers[0]
@@ -548,7 +547,8 @@ class Hook:
         self._writer.submit_system(rows)
 
     def _suspect(self) -> None:
-        """A rule in this process found something: what follows is saved at every step for a while."""
+        """A rule in this process found something: the steps before are written, and those that follow, for a while."""
+        self._writer.write_recent()
         with self._lock:
             self._governor.save_densely(self.step)
 

@@ -35,6 +35,7 @@ class OpenRecord:
         due: names of the collections whose tensors are recorded at this step; empty where nothing is saved.
         ended: whether its step is over; what is logged now still belongs to it.
         timing: nanoseconds of its phases, once it has ended.
+        alarmed: whether something ceased to be finite in it, for which the steps before are wanted.
         forwards, backwards: passes seen so far.
         finite: whether every loss that is known on the host is finite.
     """
@@ -46,6 +47,7 @@ class OpenRecord:
         "_sheet",
         "_statistics",
         "_values",
+        "alarmed",
         "backwards",
         "due",
         "ended",
@@ -64,6 +66,7 @@ class OpenRecord:
         self.mode = mode
         self.mode_step = mode_step
         self.due = due
+        self.alarmed = False
         self.ended = False
         self.ended_at = 0.0
         self.timing: dict[str, int] = {}
@@ -88,6 +91,10 @@ class OpenRecord:
     def add_statistics(self, names: Sequence[str], pending: Pending) -> None:
         """Statistics of these tensors, on their way."""
         self._statistics.append((names, pending))
+
+    def has_statistics(self) -> bool:
+        """Whether any are there or on their way."""
+        return self._sheet is not None or bool(self._statistics)
 
     def add_derived(self, name: str, quantity: str, result: Callable[[], NDArray[np.float64] | None]) -> None:
         """A derived quantity, on its way; None when it turns out not to exist."""
@@ -154,6 +161,7 @@ class OpenRecord:
             time_ns=self.time_ns,
             timing=self.timing,
             saved=bool(self.due),
+            alarmed=self.alarmed,
             resolve=resolve,
         )
 

@@ -132,6 +132,7 @@ class StepTracker:
         everything = frozenset(self._registry.included)
         if self.record is not None:
             self.record.due = everything
+            self.record.alarmed = True
         self._dense_until = self.step + DENSE_STEPS
 
     def finish_idle(self, seconds: float) -> None:

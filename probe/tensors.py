@@ -13,7 +13,7 @@ from torch import nn
 from stepwatch.probe.capture import ModelCapture, Origin, Tap
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.derived import DerivedQuantities
-from stepwatch.probe.guard import GradientGuard
+from stepwatch.probe.guard import GradientGuard, Watched
 from stepwatch.probe.mode_keys import TRAINING
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
@@ -135,11 +135,22 @@ class TensorRecorder:
             self._describe(name, loss, Origin(("losses",), None, module_type))
         record.add_loss(name, loss)
 
-    def gradients_finite(self) -> bool:
-        """Whether the gradients are finite, as far as a glance at a few of them tells."""
+    def glance(self, record: OpenRecord, step_seconds: float) -> bool:
+        """Look at a few gradients of a step that is not saved; whether they are finite, as far as that tells.
+
+        Args:
+            record: takes their statistics.
+            step_seconds: how long a step takes.
+        """
         if self._guard is None:
-            self._guard = GradientGuard([p for capture in self.models for p in capture.root.parameters()])
-        return self._guard.finite()
+            gradients = self._select(frozenset(self._registry.included)).gradients.values()
+            self._guard = GradientGuard([Watched(entry.name, entry.tensor) for entry in gradients], step_seconds)
+        glance = self._guard.look()
+        if glance is None:
+            return False
+        if glance.names and not record.has_statistics():  # of several optimizers the first one's
+            record.add_statistics(glance.names, glance.statistics)
+        return True
 
     def see_update(
         self, record: OpenRecord, *, weights: bool, held: set[int] | None, gradients: bool, optimizer: Any

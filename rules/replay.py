@@ -25,7 +25,7 @@ _COLUMNS = {
     "stats": ("name", *STAT_COLUMNS),
     "derived": ("name", "quantity", "value"),
     "scalars": ("name", "value"),
-    "steps": ("time_ns", *TIMING_COLUMNS),
+    "steps": ("time_ns", "saved", *TIMING_COLUMNS),
 }
 _MODES = ("TRAIN", "EVAL", "PREDICT", "GLOBAL")
 
@@ -106,7 +106,8 @@ class StepStream:
 
     A step is complete when its row of ``steps`` has come; the rows of other tables were written before it.
     Rows whose row of ``steps`` never comes, because the job was killed in the middle of a flush or a file is
-    damaged, are delivered without it: before the next step, or by :meth:`drain`.
+    damaged, are delivered without it: before the next step, or by :meth:`drain`. Statistics of steps that were not
+    saved, written later because something happened, are for people: rules in the training process have not seen them.
 
     Args:
         trace: the run.
@@ -121,6 +122,7 @@ class StepStream:
         self._steps = _Rows(trace, "steps", rank)
         self._contents = {table: _Rows(trace, table, rank) for table in _COLUMNS if table != "steps"}
         self._names: tuple[pa.ChunkedArray, TensorSet] | None = None
+        self._delivered: set[Key] = set()  # of the latest global step
 
     def poll(self) -> Iterator[Step]:
         """Steps that are new."""
@@ -136,13 +138,26 @@ class StepStream:
     def _uncommitted(self, before: Key | None) -> Iterator[Step]:
         """Steps that have no row of ``steps``, as far as they precede a step that has."""
         while True:
+            self._skip_late()
             heads = [head for rows in self._contents.values() if (head := rows.head()) is not None]
             passed = [head for head in heads if before is None or _precedes(head, before)]
             if not passed:
                 return
             yield self._build(min(passed, key=lambda key: (key[:2], key[3])), None)
 
+    def _skip_late(self) -> None:
+        rows = self._contents["stats"]
+        while (head := rows.head()) is not None and (head in self._delivered or self._has_passed(head)):
+            rows.take()
+
+    def _has_passed(self, key: Key) -> bool:
+        latest = next(iter(self._delivered), None)
+        return latest is not None and key[:2] < latest[:2]
+
     def _build(self, key: Key, row: pa.Table | None) -> Step:
+        if self._delivered and next(iter(self._delivered))[:2] != key[:2]:
+            self._delivered.clear()
+        self._delivered.add(key)
         _, step, mode, mode_step = key
         built = Step(self._rank, step, _MODES[mode], mode_step, time_ns=0)
         if row is not None:
@@ -150,7 +165,7 @@ class StepStream:
             timing = {name: row[name][0].as_py() for name in TIMING_COLUMNS}
             built.timing = {name: value for name, value in timing.items() if value is not None}
         parts = {table: rows.take() for table, rows in self._contents.items() if rows.head() == key}
-        if "stats" in parts:
+        if "stats" in parts and (row is None or row["saved"][0].as_py()):
             stats = parts["stats"]
             matrix = np.column_stack([stats[name].to_numpy().astype(np.float64) for name in STAT_COLUMNS])
             built.stats = Stats(self._tensor_set(stats["name"]), matrix)

@@ -154,6 +154,7 @@ def evidence_series(trace: Trace, finding: Finding) -> list[Series]:
     elif column == "zero_share":
         values = values / np.maximum(rows["numel"].to_numpy(), 1)
     rows["value"] = values
+    rows = rows.sort_values("step", kind="stable")  # steps before a finding are written after it
     return [
         Series(str(name), "TRAIN", group["step"].to_numpy(), group["value"].to_numpy(dtype=np.float64))
         for name, group in rows.groupby("name", sort=False)

@@ -72,7 +72,9 @@ class StepRecord:
         values: (tensor, array) pairs of whole tensors.
         scalars: (name, value) pairs in the order in which they were logged.
         timing: nanoseconds by column of the ``steps`` table; absent ones are null.
-        saved: whether this step was due to be saved.
+        saved: whether this step was due to be saved; what was measured of another one is kept back for a while.
+        alarmed: whether what was kept back of the steps before it is to be written now.
+        late: whether these are statistics that were kept back, of a step that is written already.
         resolve: called once by the writer's thread before the record is read: waits for results still
             on their way from a device and fills in ``stats``, ``derived`` and ``scalars``.
     """
@@ -88,4 +90,6 @@ class StepRecord:
     scalars: list[tuple[str, float]] = field(default_factory=list)
     timing: dict[str, int] = field(default_factory=dict)
     saved: bool = False
+    alarmed: bool = False
+    late: bool = False
     resolve: Callable[[StepRecord], None] | None = None

@@ -29,6 +29,9 @@ class SilentWriter:
     def set_start_step(self, step: int) -> None:
         """There is no attempt to describe."""
 
+    def write_recent(self) -> None:
+        """Nothing was kept."""
+
     def flush(self) -> None:
         """Nothing waits."""
 

@@ -34,7 +34,7 @@ class TableBuilder:
             "derived": self._derived(records),
             "values": self._values(records),
             "scalars": self._scalars(records),
-            "steps": self._steps(records),
+            "steps": self._steps([record for record in records if not record.late]),
         }
         return {name: table for name, table in tables.items() if table is not None and table.num_rows}
 

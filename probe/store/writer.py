@@ -26,6 +26,7 @@ from stepwatch.probe.store.identity import process_identity
 from stepwatch.probe.store.layout import rank_folder, write_json
 from stepwatch.probe.store.lock import RankLock
 from stepwatch.probe.store.rankfile import RankFile, read_json
+from stepwatch.probe.store.recent import RecentSteps
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import FORMAT_VERSION, STEP_TABLES, TABLES
 from stepwatch.probe.store.tables import TableBuilder
@@ -96,6 +97,8 @@ class TraceWriter:
         self._queue: deque[StepRecord] = deque()
         self._system_rows: deque[SystemRow] = deque(maxlen=200_000)
         self._waiting: list[StepRecord] = []
+        self._recent = RecentSteps()
+        self._recent_wanted = False
         self._record_bytes = 4096
         self._mutex = threading.Lock()
         self._wake = threading.Event()
@@ -147,6 +150,10 @@ class TraceWriter:
         """The first step of this attempt: what an earlier one recorded from there on is superseded."""
         self._rank_file.set_start_step(step)
 
+    def write_recent(self) -> None:
+        """Something happened: write what was kept back of the steps before it as well."""
+        self._recent_wanted = True
+
     def flush(self) -> None:
         """Return when everything submitted so far is on disk (or could not be written)."""
         if self._inert or not self._thread.is_alive():
@@ -167,6 +174,8 @@ class TraceWriter:
         """
         if self._inert or self._closing:
             return
+        if status == "exception":
+            self.write_recent()
         self._closing = True
         self._wake.set()
         self._thread.join(timeout=60)
@@ -214,6 +223,9 @@ class TraceWriter:
                 except Exception as error:
                     self._failed("results of a step could not be fetched", error, "hook_errors")
                 record.resolve = None
+            if not record.saved:
+                self._recent.keep(record)
+            self._recent_wanted |= record.alarmed
         if taken:
             self._record_bytes = max(512, sum(map(_size_of, taken)) // len(taken))
         if taken and self._on_records is not None:
@@ -221,6 +233,10 @@ class TraceWriter:
                 self._on_records(taken)
             except Exception as error:
                 self._failed("judging in the process failed", error, "judge_errors")
+        if self._recent_wanted:
+            self._recent_wanted = False
+            with self._mutex:
+                self._waiting += self._recent.release()
 
     def _flush(self) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -517,14 +516,14 @@ def test_a_gradient_that_breaks_at_a_step_that_is_not_due_is_recorded_at_that_ve
         optimizer.zero_grad()
         x, y = batch()
         hidden = model.relu(model.fc1(x))
-        time.sleep(0.02)
         if step == 13:  # the loss of this step is finite, what its gradient goes through is not
             hidden.register_hook(lambda gradient: gradient * broken)
         loss_fn(model.fc2(hidden), y).backward()
         optimizer.step()
     hook.close()
     gradients = frame(tmp_path / "run", "stats", names=["gradient/Net_fc1.bias", "gradient/Net_fc2.bias"])
-    assert sorted(set(gradients["step"])) == [0, 13, 14, 15, 16, 17]
+    steps = frame(tmp_path / "run", "steps")
+    assert steps[steps["saved"]]["step"].tolist() == [0, 13, 14, 15, 16, 17]
     at_once = gradients[gradients["step"] == 13].set_index("name")
     assert at_once.loc["gradient/Net_fc1.bias", ["n_nan", "n_inf"]].sum() > 0
     assert at_once.loc["gradient/Net_fc2.bias", ["n_nan", "n_inf"]].sum() == 0

@@ -88,7 +88,8 @@ def recordings(draw: st.DrawFn) -> list[StepRecord]:
                 derived=[(*key, vector.astype(np.float64)) for key, vector in quantities.items()],
                 scalars=list(draw(st.dictionaries(st.sampled_from(["loss_output_0", "lr"]), any_float)).items()),
                 timing=draw(st.dictionaries(st.sampled_from(["duration_ns", "data_ns"]), st.integers(0, 2**50))),
-                saved=bool(names),
+                saved=bool(names) and draw(st.booleans()),
+                alarmed=draw(st.booleans()),
             )
         )
         counts[mode] += 1
@@ -152,7 +153,9 @@ def test_a_live_analysis_sees_each_step_once_while_files_are_joined(tmp_path: Pa
     seen = []
     for step in range(60):
         names = TENSORS[: 1 + step % 3]
-        writer.submit(StepRecord(step, "TRAIN", step, 1, names, np.full((len(names), len(STAT_COLUMNS)), float(step))))
+        writer.submit(
+            StepRecord(step, "TRAIN", step, 1, names, np.full((len(names), len(STAT_COLUMNS)), float(step)), saved=True)
+        )
         writer.flush()
         if step % 7 == 0:
             seen += list(stream.poll())
@@ -168,7 +171,9 @@ def write(run: Path, steps: range, *, start: int = 0, flush: bool = False, value
     writer.set_start_step(start)
     for step in steps:
         stats = np.full((1, len(STAT_COLUMNS)), value)
-        writer.submit(StepRecord(step, "TRAIN", step, 1, TENSORS[:1], stats, scalars=[("loss_output_0", value)]))
+        writer.submit(
+            StepRecord(step, "TRAIN", step, 1, TENSORS[:1], stats, saved=True, scalars=[("loss_output_0", value)])
+        )
         if flush:
             writer.flush()
     writer.close("finished")

@@ -278,7 +278,7 @@ def test_ranks_are_workers(tmp_path: Path) -> None:
         writer = TraceWriter(tmp_path / "run", rank=rank)
         stats = np.full((len(names), len(STAT_COLUMNS)), 1.0 + rank)
         stats[:, 1:3] = 0
-        writer.submit(StepRecord(0, "TRAIN", 0, 1, names, stats, scalars=[("loss", float(rank))]))
+        writer.submit(StepRecord(0, "TRAIN", 0, 1, names, stats, saved=True, scalars=[("loss", float(rank))]))
         writer.close("finished")
     trial = create_trial(tmp_path / "run")
     assert trial.workers() == ["worker_0", "worker_1"]
