@@ -106,7 +106,7 @@ class Hook:
         ranks: which ranks of a job of several are recorded: ``"all"``, ``"first"`` (rank 0), ``"node"`` (one per
             node) or their numbers, 0 among them. The others write nothing, and stop with the rest.
         job_name: shown in reports; the directory's name by default.
-        system_interval: seconds between samples of the machine's use; 0 turns them off.
+        system_interval: seconds between samples of the machine's use, at least 0.05; 0 turns them off.
 
     Raises:
         TraceError: ``out_dir`` cannot be written, or another process is writing it.
@@ -158,7 +158,9 @@ class Hook:
         first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
         sampling = first_of_node and self._recorded
-        self._sampler = SystemSampler(system_interval, self._sampled, self._tick, sampling=sampling)
+        self._sampler = SystemSampler(
+            system_interval, self._sampled, self._tick, sampling=sampling, volumes=[self.out_dir]
+        )
 
         registry = CollectionRegistry(include_collections, include_regex)
         schedule = (save_config or SaveConfig()) if self._recorded else SaveConfig({})

@@ -1,14 +1,20 @@
-"""Samples the use of the node, of this process and of its GPUs, in a thread beside the training."""
+"""Samples the use of the node, of the job's processes and of its GPUs, in a thread beside the training."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
+
+from stepwatch.probe.system.cgroup import ControlGroup
+from stepwatch.probe.system.node import Cores, Disks, Memory, Network, Pressure, Processors, Volumes
+from stepwatch.probe.system.nvidia import NvidiaDevices
+from stepwatch.probe.system.process import OwnProcess, ProcessTree
+from stepwatch.probe.system.source import Reading, Source
 
 log = logging.getLogger("stepwatch")
 
@@ -16,26 +22,42 @@ Row = tuple[int, str, str, float]
 """(time in ns since the epoch, device, metric, value); units are in the metric's name."""
 
 TICK_SECONDS = 0.2
+SHORTEST_INTERVAL = 0.05
+BUDGET = 0.004
+"""Share of a core that sampling twice a second may take; it grows in proportion with the rate that is asked for."""
 
 
 class SystemSampler:
     """Calls ``submit`` with rows at an interval, and ``tick`` several times a second.
 
+    It measures its own CPU time: on a machine where reading everything would take more than its budget, what is
+    costly to read is read less often. What it takes is recorded as ``sampler_percent`` of the process.
+
     Args:
-        interval: seconds between samples; 0 samples nothing.
+        interval: seconds between samples, at least 0.05; 0 samples nothing.
         submit: gets the rows of each sample.
         tick: other work for the same thread; its errors are its own business.
         sampling: False leaves the samples to another process of this node.
+        volumes: directories whose volumes are watched for room.
     """
 
     def __init__(
-        self, interval: float, submit: Callable[[list[Row]], None], tick: Callable[[], None], *, sampling: bool = True
+        self,
+        interval: float,
+        submit: Callable[[list[Row]], None],
+        tick: Callable[[], None],
+        *,
+        sampling: bool = True,
+        volumes: Sequence[Path] = (),
     ) -> None:
-        if interval < 0:
-            raise ValueError(f"system_interval is {interval}; expected seconds, 0 or more")
+        if interval != 0 and interval < SHORTEST_INTERVAL:
+            raise ValueError(
+                f"system_interval is {interval}; expected seconds, at least {SHORTEST_INTERVAL}, or 0 for no samples"
+            )
         self._interval = interval if sampling else 0.0
         self._submit = submit
         self._tick = tick
+        self._volumes = volumes
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stepwatch-sampler", daemon=True)
 
@@ -50,107 +72,107 @@ class SystemSampler:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        sources: list[Callable[[], Iterator[tuple[str, str, float]]]] = []
-        if self._interval:
-            sources = [_Node().sample, _Process().sample, _Gpus().sample]
-        next_sample = time.monotonic()
-        while not self._ended.wait(min(TICK_SECONDS, self._interval or TICK_SECONDS)):
-            self._tick()
-            if sources and time.monotonic() >= next_sample:
-                next_sample = time.monotonic() + self._interval
-                now = time.time_ns()
-                self._submit([(now, *row) for source in sources for row in _read(source)])
+        pace = Pace(open_sources(self._volumes), self._interval) if self._interval else None
+        next_tick = next_sample = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if pace is not None and now >= next_sample:
+                next_sample = max(next_sample + self._interval, now)
+                rows = pace.read(now)
+                stamp = time.time_ns()
+                self._submit([(stamp, *row) for row in rows])
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick()
+            wake = min(next_tick, next_sample) if pace is not None else next_tick
+            if self._ended.wait(max(wake - time.monotonic(), 0.0)):
+                return
 
 
-def _read(source: Callable[[], Iterator[tuple[str, str, float]]]) -> list[tuple[str, str, float]]:
-    rows: list[tuple[str, str, float]] = []
-    try:
-        rows.extend(source())
-    except (psutil.Error, OSError, RuntimeError) as error:
-        log.debug("a system metric cannot be read: %s", error)
-    return rows
-
-
-class _Node:
-    def __init__(self) -> None:
-        psutil.cpu_percent()
-        self._io = _Rates()
-
-    def sample(self) -> Iterator[tuple[str, str, float]]:
-        memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-        yield "node", "cpu_percent", psutil.cpu_percent()
-        yield "node", "load_1min", psutil.getloadavg()[0]
-        yield "node", "memory_percent", memory.percent
-        yield "node", "memory_used_bytes", float(memory.used)
-        yield "node", "swap_percent", swap.percent
-        disk, net = psutil.disk_io_counters(), psutil.net_io_counters()
-        if disk is not None:
-            yield from self._io.of("disk_read_bytes_per_s", disk.read_bytes)
-            yield from self._io.of("disk_write_bytes_per_s", disk.write_bytes)
-        if net is not None:
-            yield from self._io.of("network_receive_bytes_per_s", net.bytes_recv)
-            yield from self._io.of("network_send_bytes_per_s", net.bytes_sent)
-
-
-class _Process:
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._process.cpu_percent()
-
-    def sample(self) -> Iterator[tuple[str, str, float]]:
-        with self._process.oneshot():
-            yield "process", "cpu_percent", self._process.cpu_percent()
-            yield "process", "memory_rss_bytes", float(self._process.memory_info().rss)
-            yield "process", "threads", float(self._process.num_threads())
-
-
-class _Rates:
-    """Differences of ever-growing counters, per second."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[float, int]] = {}
-
-    def of(self, metric: str, total: int) -> Iterator[tuple[str, str, float]]:
-        now = time.monotonic()
-        before = self._last.get(metric)
-        self._last[metric] = (now, total)
-        if before is not None and now > before[0]:
-            yield "node", metric, (total - before[1]) / (now - before[0])
-
-
-class _Gpus:
-    """NVIDIA devices by UUID; a field that a device lacks costs only itself."""
-
-    def __init__(self) -> None:
-        self._handles: list[tuple[str, Any]] = []
+def open_sources(volumes: Sequence[Path]) -> list[Source]:
+    """Everything that this machine lets itself be asked; what it lacks is said once, at level INFO."""
+    makers: list[Callable[[], Source]] = [
+        Processors,
+        Cores,
+        Memory,
+        Disks,
+        Network,
+        Pressure,
+        ControlGroup,
+        OwnProcess,
+        ProcessTree,
+        lambda: Volumes([*volumes, Path.cwd(), Path("/dev/shm")]),
+    ]
+    sources: list[Source] = []
+    for make in makers:
         try:
-            import pynvml
+            sources.append(make())
+        except (psutil.Error, OSError, RuntimeError, ValueError) as error:
+            log.info("part of the machine is not sampled: %s", error)
+    try:
+        sources += NvidiaDevices().sources()
+    except RuntimeError as error:
+        log.info("no GPU is sampled: %s", error)
+    return sources
 
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                self._handles.append((str(pynvml.nvmlDeviceGetUUID(handle)), handle))
-        except Exception as error:  # no driver, no device: nothing to sample
-            log.debug("no NVIDIA device is sampled: %s", error)
 
-    def sample(self) -> Iterator[tuple[str, str, float]]:
-        for uuid, handle in self._handles:
-            for metric, read in self._fields(handle):
-                try:
-                    yield uuid, metric, float(read())
-                except self._nvml.NVMLError as error:
-                    log.debug("%s of %s cannot be read: %s", metric, uuid, error)
+class Pace:
+    """Reads sources when they are due, and stretches the periods of costly ones so that all stay in the budget.
 
-    def _fields(self, handle: Any) -> list[tuple[str, Callable[[], float]]]:
-        nvml = self._nvml
-        return [
-            ("utilization_percent", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            ("memory_used_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            ("memory_total_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            ("power_watts", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-            (
-                "temperature_celsius",
-                lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            ),
-        ]
+    Args:
+        sources: what is read.
+        interval: seconds between samples.
+    """
+
+    def __init__(self, sources: Sequence[Source], interval: float) -> None:
+        self._sources = list(sources)
+        self._interval = interval
+        self._budget = BUDGET * max(1.0, 0.5 / interval)
+        self._costs = [0.0] * len(self._sources)
+        self._due = [0.0] * len(self._sources)
+        self._own = (0.0, 0.0)
+
+    def read(self, now: float) -> list[Reading]:
+        """Readings of the sources that are due at ``now``, seconds of the monotonic clock."""
+        rows: list[Reading] = []
+        periods = self.periods()
+        for index, source in enumerate(self._sources):
+            if now < self._due[index] - self._interval / 2:
+                continue
+            self._due[index] = now + periods[index]
+            began = time.thread_time()
+            try:
+                rows.extend(source.read(now))
+            except Exception as error:  # whatever it is, the others go on
+                log.debug("%s cannot be read: %s", type(source).__name__, error)
+            cost = time.thread_time() - began
+            known = self._costs[index]
+            self._costs[index] = 0.7 * known + 0.3 * cost if known else cost
+        rows.extend(self._cost_of_sampling(now))
+        return rows
+
+    def periods(self) -> list[float]:
+        """Seconds between readings of each source.
+
+        Sources that take less than an equal part of the budget are read as often as they want; the others share
+        what is left.
+        """
+        wanted = [max(source.period, self._interval) for source in self._sources]
+        shares = [cost / period for cost, period in zip(self._costs, wanted, strict=True)]
+        left = self._budget
+        periods = list(wanted)
+        by_share = sorted(range(len(shares)), key=shares.__getitem__)
+        for position, index in enumerate(by_share):
+            granted = min(shares[index], left / (len(by_share) - position))
+            left -= granted
+            if granted < shares[index]:
+                periods[index] = self._costs[index] / granted
+        return periods
+
+    def _cost_of_sampling(self, now: float) -> list[Reading]:
+        since, spent = self._own
+        if now - since < 10.0:
+            return []
+        total = time.thread_time()
+        self._own = (now, total)
+        return [("process", "sampler_percent", round(100 * (total - spent) / (now - since), 3))] if since else []
