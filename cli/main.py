@@ -17,6 +17,7 @@ _COMMANDS = {
     "show": "summarise a run in the terminal",
     "report": "write one self-contained HTML file about a run",
     "sql": "answer a SELECT query over runs",
+    "compare": "hold runs against a baseline: where they part, which is better",
     "rules": "list the rules, or explain one",
     "stop": "ask a running job to stop after its checkpoint",
     "demo": "train a healthy and a faulty model side by side",

@@ -1,0 +1,147 @@
+"""``stepwatch compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stepwatch.cli import errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stepwatch.rules.compare.runs import Comparison, Pair
+
+_SHOWN_LAYERS = 12
+_SHOWN_TENSORS = 5
+
+
+@click.command("compare")
+@click.argument("runs", metavar="BASELINE RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--objective",
+    metavar="NAME[:min|:max]",
+    help="Scalar to judge by; by default the evaluation loss, or the training loss.",
+)
+@click.option("--exact", is_flag=True, help="Exit with status 1 unless all that was recorded agrees bit for bit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@errors.one_line_errors
+def command(runs: tuple[Path, ...], objective: str | None, exact: bool, as_json: bool) -> None:
+    """Hold runs against a BASELINE, the first of them.
+
+    Says how they were made differently, at which step and in which tensor they cease to be the same bit for bit, where
+    their curves part beyond noise, and which is better since when. A RUN may also be a directory of runs or a pattern.
+    """
+    from stepwatch.cli.render import console, print_json
+    from stepwatch.probe.store.discovery import find_runs
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.compare.runs import compare
+
+    errors.print_warnings_with_the_result()
+    traces = [Trace(run) for run in find_runs(runs)]
+    comparison = compare(traces, objective)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        _print(console(), comparison)
+    for warning in dict.fromkeys(warning for trace in traces for warning in trace.warnings):
+        click.echo(f"stepwatch: {warning}", err=True)
+    differ = exact and not all(pair.identical for pair in comparison.pairs)
+    raise SystemExit(errors.ISSUES_FOUND if differ else errors.NOTHING_FOUND)
+
+
+def _print(out: Console, comparison: Comparison) -> None:
+    from rich.text import Text
+
+    _print_circumstances(out, comparison)
+    _print_standings(out, comparison)
+    for pair in comparison.pairs:
+        out.print()
+        out.print(Text(f"{pair.run} beside {pair.baseline}", "bold"))
+        for line in _lines(pair):
+            out.print(Text(line))
+        _print_partings(out, pair)
+
+
+def _print_circumstances(out: Console, comparison: Comparison) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not comparison.differences:
+        out.print("The runs were made in the same way, as far as it was recorded.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("made differently", *comparison.runs):
+        table.add_column(Text(heading), overflow="fold")
+    for difference in comparison.differences:
+        cells = [difference.key, *("-" if value is None else value for value in difference.values)]
+        table.add_row(*map(Text, cells))
+    out.print(table)
+
+
+def _print_standings(out: Console, comparison: Comparison) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    objective = comparison.objective
+    if objective is None:
+        out.print("\nNo loss was recorded in all of them: --objective NAME says by what to judge.")
+        return
+    goal = "lower" if objective.goal == "min" else "higher"
+    out.print()
+    out.print(Text(f"by {objective.name} [{objective.mode}], {goal} is better:"))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "last", "at step", "best", "at step"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for each in comparison.standings:
+        table.add_row(Text(each.run), f"{each.last:.6g}", str(each.last_step), f"{each.best:.6g}", str(each.best_step))
+    out.print(table)
+
+
+def _lines(pair: Pair) -> list[str]:
+    lines = []
+    verdict = pair.verdict
+    if verdict is not None:
+        note = f" ({verdict.note})" if verdict.note else ""
+        if verdict.better is None:
+            lines.append(f"neither is better beyond noise{note}")
+        else:
+            lines.append(f"{verdict.better} is better by {verdict.by:.4g}, since step {verdict.since}{note}")
+    first = pair.first_difference
+    if first is not None:
+        shown = ", ".join(first.tensors[:_SHOWN_TENSORS])
+        if len(first.tensors) > _SHOWN_TENSORS:
+            shown += f" and {len(first.tensors) - _SHOWN_TENSORS} more"
+        rank = f", rank {first.rank}" if first.rank else ""
+        numbers = f", {first.column} {first.values[0]!r} and {first.values[1]!r}" if first.values else ""
+        lines.append(f"the same bit for bit until step {first.step} [{first.mode}{rank}], where these differ: {shown}")
+        lines.append(f"first {first.tensors[0]}{numbers}: {first.meaning}")
+    elif pair.identical:
+        lines.append(
+            f"the same bit for bit in all that both recorded: {pair.steps} steps, {pair.saved_steps} with statistics"
+        )
+    return lines + [f"note: {note}" for note in pair.notes]
+
+
+def _print_partings(out: Console, pair: Pair) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    scalars = [parting for parting in pair.partings if parting.module is None]
+    layers = pair.layers()
+    if not pair.partings:
+        if not pair.identical:
+            out.print("no curve parts beyond noise")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("parts beyond noise", "at step", "baseline", "run", "baseline, end", "run, end"):
+        table.add_column(heading, justify="left" if heading == "parts beyond noise" else "right")
+    for each in [*scalars, *layers[:_SHOWN_LAYERS]]:
+        mode = f" [{each.mode}]" if each.module is None else ""
+        numbers = [f"{value:.4g}" for value in (*each.values, *each.last_values)]
+        table.add_row(Text(f"{each.name}{mode}"), str(each.step), *numbers)
+    out.print(table)
+    if len(layers) > _SHOWN_LAYERS:
+        out.print(f"... and {len(layers) - _SHOWN_LAYERS} more layers; --json has all", style="dim")

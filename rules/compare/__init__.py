@@ -1,0 +1,1 @@
+"""Compares runs: how they were made, where they part, which is better."""
