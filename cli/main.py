@@ -19,6 +19,7 @@ _COMMANDS = {
     "sql": "answer a SELECT query over runs",
     "compare": "hold runs against a baseline: where they part, which is better",
     "rules": "list the rules, or explain one",
+    "upload": "copy to an object store what a job could not copy itself",
     "stop": "ask a running job to stop after its checkpoint",
     "demo": "train a healthy and a faulty model side by side",
 }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
+
+from stepwatch.probe.store.remote import is_url
 
 Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
@@ -25,6 +30,12 @@ def is_recorded(ranks: Ranks, rank: int, first_of_node: bool) -> bool:
     if isinstance(ranks, str) or 0 not in ranks:
         raise ValueError(f"ranks is {ranks!r}; expected 'all', 'first', 'node' or numbers of ranks, 0 among them")
     return rank in ranks
+
+
+def base_name(place: str | os.PathLike[str]) -> str:
+    """The last part of a path or URL."""
+    text = os.fspath(place)
+    return posixpath.basename(text.partition("?")[0].rstrip("/")) if is_url(text) else Path(text).resolve().name
 
 
 def check_arguments(models: Sequence[Any], optimizers: Sequence[Any], loss_fn: Any) -> None:

@@ -15,7 +15,6 @@ DENSE_STEPS = 50
 MAX_INTERVAL = 1000
 _NICE_INTERVALS = (1, 2, 5, 10, 20, 50, 100, 200, 500, MAX_INTERVAL)
 _UNAGREED_INTERVAL = 100
-_HEARING_SECONDS = 1.0
 
 
 class Governor:
@@ -39,18 +38,20 @@ class Governor:
         budget: share of the step time, in (0, 1].
         run_dir: the run's directory.
         rank, world_size: of this process.
+        hearing_seconds: after which the other ranks have read what rank 0 has written.
 
     Raises:
         ValueError: a budget outside its range.
     """
 
-    def __init__(self, budget: float, run_dir: Path, rank: int, world_size: int) -> None:
+    def __init__(self, budget: float, run_dir: Path, rank: int, world_size: int, hearing_seconds: float) -> None:
         if not 0 < budget <= 1:
             raise ValueError(f"overhead_budget is {budget}; expected a share of the step time in (0, 1]")
         self._budget = budget
         self._run_dir = run_dir
         self._decides = rank == 0
         self._alone = world_size == 1
+        self._hearing_seconds = hearing_seconds
         self._since = time.time_ns()
         self._saved_costs: deque[int] = deque(maxlen=9)
         self._saved_lengths: deque[int] = deque(maxlen=9)
@@ -114,7 +115,7 @@ class Governor:
             if plan is not None and plan.time_ns > max(self._plan.time_ns, self._since):
                 self._next = plan
         elif self._dense_wanted or self._wanted != self.interval:
-            ahead = math.ceil(_HEARING_SECONDS / step_seconds) + 1
+            ahead = math.ceil(self._hearing_seconds / step_seconds) + 1
             plan = SavePlan(self._wanted, mode_step + ahead, self._dense_wanted, time.time_ns())
             self._dense_wanted = False
             publish_plan(self._run_dir, plan)

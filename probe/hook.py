@@ -20,6 +20,7 @@ from stepwatch.probe.arguments import (
     Models,
     Optimizers,
     Ranks,
+    base_name,
     check_arguments,
     has_closure,
     is_recorded,
@@ -40,9 +41,11 @@ from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.remote import is_url
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
+from stepwatch.probe.upload import HEARING_SECONDS, Uploader
 
 if TYPE_CHECKING:
     from stepwatch.rules.actions import Action
@@ -53,6 +56,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _IDLE_SECONDS = 0.5
+_HEARING_SECONDS = 1.0  # in which a file that one rank writes is read by the others
 
 
 def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[Hook, P], R | None]:
@@ -83,7 +87,8 @@ class Hook:
 
     Args:
         out_dir: directory of the run; made if it is missing. A job that starts again with the same one
-            continues its trace: the steps that it repeats replace those of the attempt before.
+            continues its trace: the steps that it repeats replace those of the attempt before. A URL
+            (``s3://bucket/run``) is written to a local folder, and copied from there beside the training.
         model: the module that the script calls, several, or several by name; DataParallel,
             DistributedDataParallel and ``torch.compile`` wrappers are seen through.
         optimizer: the optimizer, or several; the first one counts the steps.
@@ -148,14 +153,16 @@ class Hook:
         self._in_backward = False
         self._step_seconds = 0.0
         self._start_step = start_step
-        self.out_dir = Path(out_dir).expanduser()
         self.rank, world_size = process_rank()
+        # One process of a node samples it; every one listens for a stop.
+        first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        self._uploader = Uploader(os.fspath(out_dir), first_of_node=first_of_node) if is_url(out_dir) else None
+        self.out_dir = self._uploader.folder if self._uploader else Path(out_dir).expanduser()
+        hearing_seconds = HEARING_SECONDS if self._uploader else _HEARING_SECONDS
         models = list(named_models(model))
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
         check_arguments([module for _, module in models], optimizers, loss_fn)
-        self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint)
-        # One process of a node samples it; every one listens for a stop.
-        first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint, hearing_seconds)
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
         sampling = first_of_node and self._recorded
         self._sampler = SystemSampler(
@@ -165,7 +172,7 @@ class Hook:
         registry = CollectionRegistry(include_collections, include_regex)
         schedule = (save_config or SaveConfig()) if self._recorded else SaveConfig({})
         self._registry = registry
-        self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size)
+        self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size, hearing_seconds)
         self._loop = TrainingLoop()
         self._steps = StepTracker(registry, schedule, self._governor, self._submit)
         if actions and rules is None:
@@ -176,7 +183,7 @@ class Hook:
 
             self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop, self._suspect)
         run_info = {
-            "job_name": job_name or self.out_dir.resolve().name,
+            "job_name": job_name or base_name(out_dir),
             "world_size": world_size,
             "command": [sys.executable, *sys.argv],
             "versions": {"torch": torch.__version__},
@@ -208,6 +215,8 @@ class Hook:
         losses.listen(self)
         lifecycle.register(self)
         self._sampler.start()
+        if self._uploader:
+            self._uploader.start(self._writer.note)
 
     # -- attaching ------------------------------------------------------------------------------------
 
@@ -330,6 +339,8 @@ class Hook:
         if self._judge:
             self._judge.conclude()
         self._writer.close(status, reason, last_step=self.step)
+        if self._uploader:
+            self._uploader.close()
 
     def forget(self) -> None:
         """This is a forked child, a data loader's worker say: leave the trace to the parent."""

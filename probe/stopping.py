@@ -22,8 +22,6 @@ from stepwatch.probe.store.control import (
 
 log = logging.getLogger("stepwatch")
 
-_HEARING_SECONDS = 1.0
-
 StopStyle: TypeAlias = 'Literal["raise", "flag"] | Callable[[str], None]'
 Checkpoint: TypeAlias = "Callable[[int], str | os.PathLike[str] | None]"
 
@@ -60,7 +58,13 @@ class Stopper:
     """
 
     def __init__(
-        self, run_dir: Path, rank: int, world_size: int, style: StopStyle, checkpoint: Checkpoint | None
+        self,
+        run_dir: Path,
+        rank: int,
+        world_size: int,
+        style: StopStyle,
+        checkpoint: Checkpoint | None,
+        hearing_seconds: float,
     ) -> None:
         if style not in ("raise", "flag") and not callable(style):
             raise ValueError(f"stop is {style!r}; expected 'raise', 'flag' or a callable")
@@ -69,6 +73,7 @@ class Stopper:
         self._world_size = world_size
         self._style = style
         self._checkpoint = checkpoint
+        self._hearing_seconds = hearing_seconds
         self._since = time.time_ns()
         self._watcher = StopWatcher(run_dir)
         self._agreement: Agreement | None = None
@@ -100,7 +105,7 @@ class Stopper:
         if self._world_size == 1:
             self._agreement = Agreement(request.id, request.reason, 0, request.time_ns)
         else:
-            ahead = math.ceil(_HEARING_SECONDS / step_seconds) if step_seconds else 1
+            ahead = math.ceil(self._hearing_seconds / step_seconds) if step_seconds else 1
             self._agreement = agree(self._run_dir, request, step + ahead + 1)
 
     def due(self, step: int) -> bool:

@@ -236,6 +236,7 @@ class LiveAnalysis:
     def poll(self) -> list[Finding]:
         """Judge what is new and return what was found in it."""
         found: list[Finding] = []
+        self._trace.refresh()
         for rank in self._trace.ranks:
             ended = self._trace.end(rank) is not None  # asked first: what is read then is all there is
             found += self._feed(self._stream(rank).poll())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
     from stepwatch.probe.store.reader import Trace
@@ -20,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 @click.command("analyze")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RUN_PATH)
 @click.option(
     "--rules",
     "rules",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,7 @@ _SHOWN_TENSORS = 5
 
 
 @click.command("compare")
-@click.argument("runs", metavar="BASELINE RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="BASELINE RUN...", nargs=-1, required=True, type=RUN_PATH)
 @click.option(
     "--objective",
     metavar="NAME[:min|:max]",

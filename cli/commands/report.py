@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN_PATH)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; RUN/report.html by default.")
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,20 +10,22 @@ from stepwatch.cli import errors
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory of the run; runs/SCRIPT-TIME by default.")
+@click.option("-o", "--out", help="Directory or URL of the run; runs/SCRIPT-TIME by default.")
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is a module's name, as with python -m.")
 @click.option(
     "--save-interval", type=click.IntRange(min=1), help="Save every so many steps; chosen by cost by default."
 )
+@click.option("--ranks", default="all", show_default=True, help="Ranks to record: all, first, node, or numbers (0,8).")
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Judge while it runs, with these rules or sets.")
 @click.option("--stop", "stop", is_flag=True, help="Stop the script when a rule finds an error.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
-    out: Path | None,
+    out: str | None,
     module: bool,
     save_interval: int | None,
+    ranks: str,
     rules: tuple[str, ...],
     stop: bool,
     webhook: str | None,
@@ -34,7 +36,7 @@ def command(
 
     Exit status: the script's; 1 when a rule stopped it.
     """
-    raise SystemExit(_run(out, module, save_interval, rules, stop, webhook, script, args))
+    raise SystemExit(_run(out, module, save_interval, ranks, rules, stop, webhook, script, args))
 
 
 @errors.one_line_errors
@@ -48,10 +50,20 @@ def _prepare(rules: tuple[str, ...], stop: bool, webhook: str | None) -> tuple[l
     return chosen, actions
 
 
+@errors.one_line_errors
+def _spell_ranks(ranks: str) -> Any:
+    numbers = ranks.split(",")
+    spelled = [int(number) for number in numbers] if all(number.strip().isdigit() for number in numbers) else ranks
+    if spelled not in ("all", "first", "node") and (isinstance(spelled, str) or 0 not in spelled):
+        errors.fail(f"--ranks is {ranks!r}; expected all, first, node, or numbers with 0 among them, such as 0,8")
+    return spelled
+
+
 def _run(
-    out: Path | None,
+    out: str | None,
     module: bool,
     save_interval: int | None,
+    ranks: str,
     rules: tuple[str, ...],
     stop: bool,
     webhook: str | None,
@@ -59,6 +71,7 @@ def _run(
     args: tuple[str, ...],
 ) -> int:
     chosen, actions = _prepare(rules, stop, webhook)
+    recorded = _spell_ranks(ranks)
     try:
         from stepwatch.probe import Hook, SaveConfig
         from stepwatch.probe.launch import LaunchError, default_run_dir, launch
@@ -67,7 +80,7 @@ def _run(
 
     def make_hook() -> Hook:
         config = SaveConfig(save_interval=save_interval) if save_interval else None
-        return Hook(run_dir, save_config=config, rules=chosen, actions=actions)
+        return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
 
     try:
         run_dir = out or default_run_dir(script)

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 _SHOWN_TENSORS = 40
 
 
 @click.command("show")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN_PATH)
 @click.option("--tensors", metavar="REGEX", help="Show all tensors whose name matches, with their last statistics.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @errors.one_line_errors

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +23,7 @@ _SHOWN_ROWS = 1000
 
 @click.command("sql")
 @click.argument("query")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RUN_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of objects.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header.")
 @errors.one_line_errors

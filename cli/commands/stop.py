@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 _POLL_SECONDS = 0.1
 
 
 @click.command("stop")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN_PATH)
 @click.option("--reason", default="asked for by a person", show_default=True, help="Recorded with the stop.")
 @click.option(
     "--wait",
@@ -74,3 +75,4 @@ def command(run: Path, reason: str, wait: float, kill: bool, grace: float) -> No
                 errors.fail(f"{run}: not all of its processes could be ended", errors.ISSUES_FOUND)
             errors.fail(f"{run}: no answer in {wait:g} s; the request stands", errors.ISSUES_FOUND)
         time.sleep(_POLL_SECONDS)
+        trace.refresh()

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 
 @click.command("watch")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=RUN_PATH)
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found.")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stepwatch.probe.store import remote
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import is_alive
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _RETRIES = 5
 _RANK_FILE = re.compile(r"^rank=(\d+)\.json$")
 _SILENT_SECONDS = 60.0
+_REFRESH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,17 @@ class Trace:
         self.path = Path(run_dir)
         self.info = _read_info(self.path)
         self.warnings: list[str] = []
+        self._refreshed = time.monotonic()
+
+    def refresh(self) -> None:
+        """Bring a copy of a run in an object store up to date, every other second; nothing where it is the run itself.
+
+        Raises:
+            OSError: the store cannot be reached.
+        """
+        if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+            remote.refresh(self.path)
+            self._refreshed = time.monotonic()
 
     # -- about the run --------------------------------------------------------------------------------
 
