@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ _COMMANDS = {
     "rules": "list the rules, or explain one",
     "upload": "copy to an object store what a job could not copy itself",
     "stop": "ask a running job to stop after its checkpoint",
+    "import": "turn a directory that smdebug wrote into a run",
+    "export": "write a run as smdebug would have",
     "demo": "train a healthy and a faulty model side by side",
 }
 
@@ -43,7 +46,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"stepwatch.cli.commands.{name}")
+        file = f"{name}_" if keyword.iskeyword(name) else name
+        module = importlib.import_module(f"stepwatch.cli.commands.{file}")
         command: click.Command = module.command
         return command
 

@@ -76,3 +76,7 @@ class InvalidWorker(SMDebugError):
     def __init__(self, worker: str) -> None:
         super().__init__(f"worker {worker} has not recorded it")
         self.worker = worker
+
+
+class MissingCollectionFiles(SMDebugError):
+    """The job ended and has not described its collections."""

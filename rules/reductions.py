@@ -33,14 +33,18 @@ def derived(row: Mapping[str, float], name: str, *, of_magnitudes: bool) -> floa
     return _of_magnitudes(row, name) if of_magnitudes else _of_entries(row, name)
 
 
-def computed(array: NDArray[Any], name: str, *, of_magnitudes: bool) -> float:
-    """A reduction of a whole tensor that is not empty."""
+def computed(array: NDArray[Any], name: str, *, of_magnitudes: bool) -> float | None:
+    """A reduction of a whole tensor that is not empty, or its ``median``; None where there is no such reduction."""
+    if name not in (*REDUCTIONS, "median"):
+        return None
     entries = array.astype(np.float64)
     if of_magnitudes:
         entries = np.abs(entries)
     with np.errstate(all="ignore"):
         if name in ("l1", "l2"):
             return float(np.linalg.norm(entries.ravel(), 1 if name == "l1" else 2))
+        if name == "median":
+            return float(np.median(entries))
         return float(getattr(entries, "var" if name == "variance" else name)())
 
 

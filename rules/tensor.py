@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.probe.mode_keys import ModeKeys
@@ -18,15 +15,12 @@ from stepwatch.rules.exceptions import (
     StepUnavailable,
     TensorUnavailableForStep,
 )
-from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.step import Step
 
 if TYPE_CHECKING:
     from stepwatch.rules.trial import Trial
 
 Array: TypeAlias = NDArray[Any]
-
-_CAPTURED = re.compile(r"_output_\d+$")
 
 
 class Tensor:
@@ -55,7 +49,7 @@ class Tensor:
             TensorUnavailableForStep: it was not recorded at the step.
         """
         self._at(step_num, mode, None)
-        return sorted({f"worker_{step.rank}" for step in self._holding(step_num, mode)})
+        return sorted({self.trial.worker(step.rank) for step in self._holding(step_num, mode)})
 
     def value(self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> Array:
         """The whole tensor.
@@ -65,14 +59,16 @@ class Tensor:
             TensorUnavailableForStep: it was not saved whole at the step.
             InvalidWorker: the worker has not recorded it.
         """
-        found = self._value(self._at(step_num, mode, worker))
+        found = self.trial.read_value(self.name, self._at(step_num, mode, worker))
         if found is None:
             raise TensorUnavailableForStep(self.name, step_num, mode, has_reductions=True)
         return found
 
     def values(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, Array]:
         """Whole tensors by step, where they were saved."""
-        every = {number: self._value(self._at(number, mode, worker)) for number in self.steps(mode)}
+        every = {
+            number: self.trial.read_value(self.name, self._at(number, mode, worker)) for number in self.steps(mode)
+        }
         return {number: value for number, value in every.items() if value is not None}
 
     def reduction_value(
@@ -82,12 +78,12 @@ class Tensor:
         mode: ModeKeys = ModeKeys.GLOBAL,
         worker: str | None = None,
         abs: bool = False,
-    ) -> np.float64:
-        """A reduction: from the statistics, or else computed from the whole tensor.
+    ) -> Any:
+        """A reduction, as a number of NumPy: from the statistics, or else computed from the whole tensor.
 
         Args:
             step_num: the step.
-            reduction_name: min, max, mean, std, variance, sum, prod, l1 or l2; ``l1_norm`` and ``l2_norm`` too.
+            reduction_name: min, max, mean, median, std, variance, sum, prod, l1 or l2; ``l1_norm`` and ``l2_norm`` too.
             mode: mode of the step.
             worker: whose tensor.
             abs: of the magnitudes of the entries.
@@ -98,7 +94,7 @@ class Tensor:
             InvalidWorker: the worker has not recorded it.
         """
         step = self._at(step_num, mode, worker)
-        found = self._reduction(step, reduction_name.removesuffix("_norm"), abs)
+        found = self.trial.read_reduction(self.name, step, reduction_name.removesuffix("_norm"), abs)
         if found is None:
             what = f"{'abs ' if abs else ''}{reduction_name}"
             raise TensorUnavailableForStep(self.name, step_num, mode, has_reductions=True, what=what)
@@ -106,15 +102,13 @@ class Tensor:
 
     def reduction_values(
         self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None
-    ) -> dict[tuple[str, bool], np.float64]:
-        """All reductions that are known at the step, by (name, of magnitudes).
+    ) -> dict[tuple[str, bool], Any]:
+        """All reductions that were recorded at the step, by (name, of magnitudes).
 
         Raises:
             StepNotYetAvailable, StepUnavailable, TensorUnavailableForStep, InvalidWorker: as for :meth:`value`.
         """
-        step = self._at(step_num, mode, worker)
-        every = {(name, abs): self._reduction(step, name, abs) for name in REDUCTIONS for abs in (False, True)}
-        return {key: value for key, value in every.items() if value is not None}
+        return self.trial.read_reductions(self.name, self._at(step_num, mode, worker))
 
     def shape(self, step_num: int, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> tuple[int, ...]:
         """Its shape at the step.
@@ -124,13 +118,17 @@ class Tensor:
             ShapeUnavailableForStep: it had another number of entries than when it was first seen.
             TensorUnavailableForStep, InvalidWorker: as for :meth:`value`.
         """
-        step = self._at(step_num, mode, worker)
-        if (value := self._value(step)) is not None:
-            return value.shape
-        shape, statistics = self.trial.recorded.first_shape(step, self.name), self._statistics(step)
-        if statistics is None or statistics["numel"] != math.prod(shape):
+        shape = self.trial.read_shape(self.name, self._at(step_num, mode, worker))
+        if shape is None:
             raise ShapeUnavailableForStep(self.name, step_num, mode)
         return shape
+
+    def shapes(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, tuple[int, ...]]:
+        """Shapes by step, where they are known."""
+        every = {
+            number: self.trial.read_shape(self.name, self._at(number, mode, worker)) for number in self.steps(mode)
+        }
+        return {number: shape for number, shape in every.items() if shape is not None}
 
     def _holding(self, number: int, mode: ModeKeys) -> list[Step]:
         """Steps of that number at which it was recorded."""
@@ -142,7 +140,7 @@ class Tensor:
         self.trial.refresh()
         found = self._holding(number, mode)
         for step in found:
-            if worker is None or worker == f"worker_{step.rank}":
+            if worker is None or worker == self.trial.worker(step.rank):
                 return step
         if found:
             raise InvalidWorker(str(worker))
@@ -152,22 +150,3 @@ class Tensor:
         if number > last and not self.trial.loaded_all_steps:
             raise StepNotYetAvailable(number, mode)
         raise StepUnavailable(number, mode)
-
-    def _value(self, step: Step) -> Array | None:
-        if self.name in step.scalars:
-            # smdebug keeps a captured loss as it is, without dimensions, and a logged number as one entry.
-            number = np.float64(step.scalars[self.name])
-            return np.array(number) if _CAPTURED.search(self.name) else np.array([number])
-        return self.trial.whole(self.name, step)
-
-    def _statistics(self, step: Step) -> dict[str, float] | None:
-        return self.trial.recorded.statistics(step, self.name)
-
-    def _reduction(self, step: Step, name: str, abs: bool) -> np.float64 | None:
-        if name not in REDUCTIONS:
-            return None
-        statistics = self._statistics(step)
-        found = None if statistics is None else derived(statistics, name, of_magnitudes=abs)
-        if found is None and (whole := self._value(step)) is not None and whole.size:
-            found = computed(whole, name, of_magnitudes=abs)
-        return None if found is None else np.float64(found)

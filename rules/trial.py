@@ -11,11 +11,13 @@ their statistics, and values are there where whole tensors were saved.
 from __future__ import annotations
 
 import enum
+import math
 import os
 import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +25,17 @@ from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.schema import SMDEBUG_CONFIG
+from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 from stepwatch.rules.exceptions import NoMoreData, StepUnavailable, TensorUnavailable
 from stepwatch.rules.recorded import Recorded
+from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.replay import StepStream
 from stepwatch.rules.step import Step
 from stepwatch.rules.tensor import Array, Tensor
 
 _POLL_SECONDS = 0.2
+_CAPTURED = re.compile(r"_output_\d+$")
 
 Range = tuple[int | None, int | None]
 
@@ -67,6 +73,40 @@ class Trial:
     def whole(self, name: str, step: Step) -> Array | None:
         """The whole tensor at a step, where it was saved."""
         return None
+
+    # -- what a step holds of a tensor ----------------------------------------------------------------
+
+    def read_value(self, name: str, step: Step) -> Array | None:
+        """The tensor's entries, where they were saved; of a scalar its number."""
+        if name in step.scalars:
+            # smdebug keeps a captured loss as it is, without dimensions, and a logged number as one entry.
+            number = np.float64(step.scalars[name])
+            return np.array(number) if _CAPTURED.search(name) else np.array([number])
+        return self.whole(name, step)
+
+    def read_reduction(self, name: str, step: Step, reduction: str, of_magnitudes: bool) -> Any | None:
+        """A reduction, or None where what was recorded does not tell."""
+        statistics = self.recorded.statistics(step, name)
+        found = None
+        if statistics is not None and reduction in REDUCTIONS:
+            found = derived(statistics, reduction, of_magnitudes=of_magnitudes)
+        if found is None and (whole := self.read_value(name, step)) is not None and whole.size:
+            found = computed(whole, reduction, of_magnitudes=of_magnitudes)
+        return None if found is None else np.float64(found)
+
+    def read_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
+        """All reductions that are known, by (name, of magnitudes)."""
+        every = {
+            (each, abs): self.read_reduction(name, step, each, abs) for each in REDUCTIONS for abs in (False, True)
+        }
+        return {key: value for key, value in every.items() if value is not None}
+
+    def read_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
+        """The tensor's shape, or None where it had another number of entries than when it was first seen."""
+        if (value := self.read_value(name, step)) is not None:
+            return value.shape
+        shape, statistics = self.recorded.first_shape(step, name), self.recorded.statistics(step, name)
+        return shape if statistics is not None and statistics["numel"] == math.prod(shape) else None
 
     # -- tensors --------------------------------------------------------------------------------------
 
@@ -107,6 +147,10 @@ class Trial:
         numbers = self.recorded.numbers(mode) if step is None else [step]
         every = (found for number in numbers for found in self.recorded.find(number, mode))
         return set().union(*(self.recorded.names_at(found) for found in every))
+
+    def tensors(self, *args: Any, **kwargs: Any) -> list[str]:
+        """:meth:`tensor_names` by the name that it once had."""
+        return self.tensor_names(*args, **kwargs)
 
     def has_tensor(self, name: str) -> bool:
         """Whether a tensor of that name was recorded."""
@@ -171,10 +215,14 @@ class Trial:
             return step.step
         return None
 
+    def worker(self, rank: int) -> str:
+        """Name of the worker of that rank."""
+        return f"worker_{rank}"
+
     def workers(self) -> list[str]:
-        """``worker_RANK`` of every rank that has recorded something."""
+        """Names of all workers that have recorded something."""
         self.refresh()
-        return [f"worker_{rank}" for rank in sorted(self.recorded.ranks)]
+        return [self.worker(rank) for rank in sorted(self.recorded.ranks)]
 
     def has_passed_step(self, step: int, mode: ModeKeys = ModeKeys.GLOBAL) -> StepState:
         """Whether the step can be read, may still come, or was passed over."""
@@ -268,10 +316,10 @@ class TraceTrial(Trial):
 
 
 def create_trial(path: str | os.PathLike[str], name: str | None = None, range_steps: Range | None = None) -> Trial:
-    """Open a run for queries.
+    """Open a run, or what smdebug recorded, for queries.
 
     Args:
-        path: the run's directory.
+        path: the run's directory, or one that smdebug wrote or is writing.
         name: name of the trial; the directory's by default.
         range_steps: (first, end): only global steps in [first, end); None on a side leaves it open.
 
@@ -279,5 +327,12 @@ def create_trial(path: str | os.PathLike[str], name: str | None = None, range_st
         TraceError: the directory is not a trace.
         ValueError: a range that holds nothing.
     """
-    trace = Trace(path)
-    return TraceTrial(trace, name or Path(path).resolve().name, range_steps)
+    folder = Path(path)
+    name = name or folder.resolve().name
+    smdebug = not (folder / "run.json").exists() and is_smdebug_directory(folder)
+    trace = None if smdebug else Trace(folder)
+    if trace is None or SMDEBUG_CONFIG in trace.info.config:
+        from stepwatch.rules.smdebug.trial import ImportedTrial, open_trial  # which build on this module
+
+        return open_trial(folder, name, range_steps) if trace is None else ImportedTrial(trace, name, range_steps)
+    return TraceTrial(trace, name, range_steps)

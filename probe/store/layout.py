@@ -37,6 +37,11 @@ def rank_folder(run_dir: Path, table: str, rank: int) -> Path:
     return run_dir / table / f"rank={rank:05d}"
 
 
+def end_file(run_dir: Path, rank: int) -> Path:
+    """File that says how a rank ended."""
+    return run_dir / "end" / f"rank={rank:05d}.json"
+
+
 def list_parts(folder: Path) -> list[Part]:
     """Parts in a folder in order, without those contained in another (left over by a compaction)."""
     try:

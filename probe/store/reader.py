@@ -22,11 +22,12 @@ from stepwatch.probe.store import remote
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import is_alive
-from stepwatch.probe.store.layout import list_parts, rank_folder
+from stepwatch.probe.store.layout import end_file, list_parts, rank_folder
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS, STEP_TABLES, TABLES
 from stepwatch.probe.store.shards import combine
+from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 
 log = logging.getLogger("stepwatch")
 
@@ -72,10 +73,10 @@ class _RankInfo:
 
 
 class Trace:
-    """A run's directory.
+    """A run's directory, or one that smdebug wrote.
 
     Attributes:
-        path: the directory.
+        path: the directory; of one that smdebug wrote, that of the same as a run, which lasts as long as the process.
         info: run.json.
         warnings: what could not be read, one line per damaged file.
 
@@ -85,6 +86,10 @@ class Trace:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir)
+        if not (self.path / "run.json").exists() and is_smdebug_directory(self.path):
+            from stepwatch.probe.store.smdebug.converted import converted
+
+            self.path = converted(self.path.resolve())
         self.info = _read_info(self.path)
         self.warnings: list[str] = []
         self._refreshed = time.monotonic()
@@ -135,7 +140,7 @@ class Trace:
 
     def end(self, rank: int) -> EndInfo | None:
         """How the rank's latest attempt ended; None while it runs, or when it was killed."""
-        content = read_json(self.path / "end" / f"rank={rank:05d}.json")
+        content = read_json(end_file(self.path, rank))
         if not content or content.get("attempt") != len(self.attempts(rank).entries) - 1:
             return None
         return EndInfo(

@@ -127,3 +127,12 @@ TIMING_COLUMNS: tuple[str, ...] = (
     "optimizer_ns",
     "hook_ns",
 )
+
+REDUCTION_QUANTITY = "reduction/"
+"""Prefix of derived quantities that are reductions as smdebug saved them (``reduction/abs_mean``): one number each."""
+
+SHAPE_QUANTITY = "shape"
+"""Derived quantity: the shape of a tensor of which smdebug saved nothing else, or reductions."""
+
+SMDEBUG_CONFIG = "smdebug"
+"""Key of ``config`` in run.json for a run that smdebug recorded: its ``workers`` by rank, its ``collections``."""

@@ -6,6 +6,9 @@ from stepwatch.rules.exceptions import (
     InvalidWorker as InvalidWorker,
 )
 from stepwatch.rules.exceptions import (
+    MissingCollectionFiles as MissingCollectionFiles,
+)
+from stepwatch.rules.exceptions import (
     NoMoreData as NoMoreData,
 )
 from stepwatch.rules.exceptions import (
@@ -68,10 +71,6 @@ class InvalidCollectionConfiguration(SMDebugError):
     def __init__(self, c_name: str) -> None:
         super().__init__(f"collection {c_name} has neither an expression nor names")
         self.c_name = c_name
-
-
-class MissingCollectionFiles(SMDebugError):
-    """Not every worker has described its collections."""
 
 
 class IndexReaderException(SMDebugError):

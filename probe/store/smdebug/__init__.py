@@ -1,0 +1,1 @@
+"""Traces of smdebug: its directories read, written, and turned into ours; without TensorFlow or protobuf."""

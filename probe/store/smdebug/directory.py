@@ -1,0 +1,212 @@
+"""A directory that smdebug wrote: which files it has, its index and its collections, finished or growing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepwatch.probe.collections import Collection
+from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.smdebug.event import Event, decode
+
+REDUCTION_PREFIX = "smdebug/reductions/"
+END_FILE = "training_job_end.ts"
+COLLECTIONS_FOLDER = Path("collections", "000000000")
+
+_MAX_INDEX_BYTES = 256 << 20
+_INDEX_NAME = re.compile(r"^(\d{1,18})_(.+)\.json$")
+_COLLECTIONS_NAME = re.compile(r"^(.+)_collections\.json$")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedStep:
+    """What one worker saved at one global step.
+
+    Attributes:
+        step, worker: from the name of the index file.
+        mode, mode_step: mode and count within it.
+        events: path of its event file below the directory; None where only shapes were saved.
+        tensors: name -> (offset, length) of the tensor's record in the event file.
+        reductions: name -> (reduction, of magnitudes) -> the same.
+        shapes: name -> shape, where shapes were saved.
+    """
+
+    step: int
+    worker: str
+    mode: str
+    mode_step: int
+    events: str | None
+    tensors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reductions: dict[str, dict[tuple[str, bool], tuple[int, int]]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Tensors of which something was saved, in saved order."""
+        return list(dict.fromkeys([*self.tensors, *self.reductions, *self.shapes]))
+
+
+def is_smdebug_directory(path: Path) -> bool:
+    """Whether smdebug seems to have written it."""
+    return (path / COLLECTIONS_FOLDER).is_dir() or ((path / "index").is_dir() and (path / "events").is_dir())
+
+
+class SMDebugDirectory:
+    """Reads a directory that smdebug wrote or is writing.
+
+    Raises:
+        TraceError: it is no such directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not is_smdebug_directory(self.path):
+            raise TraceError(f"{self.path}: holds no index of smdebug; expected a directory that smdebug wrote")
+        self._read: set[str] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job said that it is over."""
+        return (self.path / END_FILE).exists()
+
+    # -- steps ----------------------------------------------------------------------------------------
+
+    def poll(self) -> list[IndexedStep]:
+        """Steps that are new since the last call, by number and worker.
+
+        Raises:
+            TraceError: an index file is damaged.
+        """
+        found = []
+        for folder in sorted(_names(self.path / "index")):
+            for name in sorted(_names(self.path / "index" / folder)):
+                key = f"{folder}/{name}"
+                match = _INDEX_NAME.match(name)
+                if match and key not in self._read:
+                    found.append(_read_index(self.path / "index" / folder / name, int(match[1]), match[2]))
+                    self._read.add(key)
+        return sorted(found, key=lambda step: (step.step, step.worker))
+
+    def read(self, step: IndexedStep, place: tuple[int, int]) -> Event:
+        """The tensor at a place of a step's event file.
+
+        Raises:
+            TraceError: the file is damaged, or ends before the place.
+            FileNotFoundError: there is no such file.
+        """
+        path = self.path / str(step.events)
+        offset, length = place
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Asked of the file first: a length that is too long must not become memory.
+            if offset + length > os.fstat(file).st_size:
+                raise TraceError(f"{path}: ends before the {length} bytes at {offset} that its index names")
+            record = os.pread(file, length, offset)
+        finally:
+            os.close(file)
+        try:
+            return decode(record)
+        except TraceError as error:
+            raise TraceError(f"{path}: at byte {offset}: {error}") from None
+
+    # -- collections ----------------------------------------------------------------------------------
+
+    def workers(self) -> int | None:
+        """Number of workers that write; None until one has said so."""
+        meta = self._collections().get("_meta", {})
+        number = meta.get("num_workers") if isinstance(meta, dict) else None
+        return number if isinstance(number, int) and number > 0 else None
+
+    def collections(self) -> dict[str, Collection]:
+        """The collections, as the first worker described them.
+
+        Raises:
+            TraceError: they are described otherwise than by smdebug.
+        """
+        found = {}
+        content = self._collections().get("collections", {})
+        try:
+            for name, entry in content.items():
+                patterns = [str(each) for each in entry.get("include_regex") or ()]
+                found[name] = Collection(name, patterns, {str(each) for each in entry.get("tensor_names") or ()})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TraceError(f"{self.path}/collections: {error}") from None
+        return found
+
+    def collections_json(self) -> dict[str, Any]:
+        """The collections with their configurations, as they are in the file."""
+        content = self._collections().get("collections", {})
+        return content if isinstance(content, dict) else {}
+
+    def _collections(self) -> dict[str, Any]:
+        folder = self.path / COLLECTIONS_FOLDER
+        for name in sorted(_names(folder)):
+            if _COLLECTIONS_NAME.match(name):
+                return _read_object(folder / name)
+        return {}
+
+
+def _read_index(path: Path, step: int, worker: str) -> IndexedStep:
+    content = _read_object(path)
+    try:
+        meta = content["meta"]
+        mode, mode_step, events = str(meta["mode"]), int(meta["mode_step"]), meta.get("event_file_name")
+        ModeKeys[mode]
+        if events is not None and (not isinstance(events, str) or Path(events).is_absolute() or ".." in events):
+            raise ValueError(f"event_file_name is {events!r}; expected a path below the directory")
+        found = IndexedStep(step, _worker(worker), mode, mode_step, events)
+        for entry in content.get("tensor_payload") or ():
+            name, offset, length = str(entry["tensorname"]), int(entry["start_idx"]), int(entry["length"])
+            if offset < 0 or length < 0:
+                raise ValueError(f"{name} is at {offset} with length {length}; expected numbers from 0")
+            if name.startswith(REDUCTION_PREFIX):
+                tensor, reduction, of_magnitudes = split_reduction(name)
+                found.reductions.setdefault(tensor, {})[reduction, of_magnitudes] = (offset, length)
+            else:
+                found.tensors[name] = (offset, length)
+        for entry in content.get("shape_payload") or ():
+            found.shapes[str(entry["tensorname"])] = tuple(int(size) for size in entry["shape"])
+    except KeyError as error:
+        raise TraceError(f"{path}: has no or an unknown {error}; expected an index of smdebug") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TraceError(f"{path}: {error}") from None
+    return found
+
+
+def split_reduction(name: str) -> tuple[str, str, bool]:
+    """Tensor, reduction and whether it is of magnitudes, of the name of a saved reduction."""
+    reduction, _, tensor = name.removeprefix(REDUCTION_PREFIX).partition("/")
+    return tensor, reduction.removeprefix("abs_"), reduction.startswith("abs_")
+
+
+def reduction_name(tensor: str, reduction: str, of_magnitudes: bool) -> str:
+    """Inverse of :func:`split_reduction`."""
+    return f"{REDUCTION_PREFIX}{'abs_' if of_magnitudes else ''}{reduction}/{tensor}"
+
+
+def _worker(name: str) -> str:
+    # TensorFlow's devices have slashes and colons, which file names spell otherwise.
+    return name.replace("_", "/").replace("-", ":") if name.startswith("_") else name
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise TraceError(f"{path}: has {path.stat().st_size} bytes; expected {_MAX_INDEX_BYTES} at most")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise TraceError(f"{path}: holds a {type(content).__name__}; expected an object")
+    return content
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,249 @@
+"""Turns a directory that smdebug wrote into a run of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwatch.probe.collections import Collection
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.layout import end_file, write_json
+from stepwatch.probe.store.rankfile import read_json
+from stepwatch.probe.store.records import StepRecord, TensorInfo
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG, STAT_COLUMNS
+from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory
+from stepwatch.probe.store.smdebug.event import decode
+from stepwatch.probe.store.writer import TraceWriter
+
+_CHUNK_BYTES = 64 << 20
+_SCALAR_COLLECTIONS = {"losses", "metrics", "sm_metrics"}
+
+
+def import_smdebug(source: Path, destination: Path) -> None:
+    """Write what is in a directory of smdebug as a run.
+
+    Whole tensors are kept whole, with statistics beside them; saved reductions and shapes become derived
+    quantities; losses, metrics and logged numbers become scalars as well.
+
+    Args:
+        source: a directory that smdebug wrote; what is there by now is taken.
+        destination: directory of the run; made, or empty.
+
+    Raises:
+        TraceError: the source is damaged or no such directory, or the destination holds something.
+    """
+    directory = SMDebugDirectory(source)
+    steps = directory.poll()
+    if not steps:
+        raise TraceError(f"{source}: smdebug has saved no step there")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise TraceError(f"{destination}: holds something already; expected a new directory")
+    workers = sorted({step.worker for step in steps})
+    collections = directory.collections()
+    config = {SMDEBUG_CONFIG: {"workers": workers, "collections": directory.collections_json()}}
+    for rank, worker in enumerate(workers):
+        own = [step for step in steps if step.worker == worker]
+        info: dict[str, Any] = {
+            "job_name": source.resolve().name,
+            "host": "unknown",
+            "command": [],
+            "world_size": len(workers),
+            "config": config,
+            "start_ns": _wall_time_ns(directory, own[0]),
+        }
+        writer = TraceWriter(destination, rank=rank, run_info=info, queue_bytes=1 << 50, flush_bytes=1 << 50)
+        try:
+            writer.set_start_step(0)
+            if rank == 0 and not directory.ended:
+                writer.note("smdebug had not marked the end of the job when it was read")
+            _write(writer, directory, own, collections)
+        except BaseException:
+            writer.close("exception", "the import failed")
+            raise
+        writer.close("finished", last_step=own[-1].step)
+        _set_end_time(destination, rank, _wall_time_ns(directory, own[-1]))
+
+
+def _write(
+    writer: TraceWriter, directory: SMDebugDirectory, steps: list[IndexedStep], collections: Mapping[str, Collection]
+) -> None:
+    interned: dict[tuple[str, ...], tuple[str, ...]] = {}
+    describe = _Describer(writer.describe, collections)
+    for chunk in _chunks(directory, steps, writer.note):
+        measured = _measure([values for _, _, values, _ in chunk])
+        for index, (step, time_ns, values, reductions) in enumerate(chunk):
+            describe.see(step, values, reductions)
+            names = tuple(name for name in values if (index, name) in measured)
+            record = StepRecord(step.step, step.mode, step.mode_step, time_ns, interned.setdefault(names, names))
+            record.saved = True
+            if names:
+                record.stats = np.stack([measured[index, name] for name in names])
+            record.values = list(values.items())
+            unmeasured = {name: value.shape for name, value in values.items() if name not in names}
+            shapes = {**step.shapes, **unmeasured}
+            record.scalars = [
+                (name, float(values[name].mean()))
+                for name in names
+                if name.startswith("scalar/") or not _SCALAR_COLLECTIONS.isdisjoint(describe.members(name))
+            ]
+            record.derived = [
+                *((name, quantity, value.astype(np.float64).ravel()) for name, quantity, value in reductions),
+                *((name, SHAPE_QUANTITY, np.array(shape, np.float64)) for name, shape in shapes.items()),
+            ]
+            writer.submit(record)
+        writer.flush()
+
+
+Read = tuple[IndexedStep, int, dict[str, NDArray[Any]], list[tuple[str, str, NDArray[Any]]]]
+
+
+def _chunks(
+    directory: SMDebugDirectory, steps: list[IndexedStep], note: Callable[[str], object]
+) -> Iterator[list[Read]]:
+    """What the steps hold, as many at a time as fit in memory; each with the time at which it was saved."""
+    chunk: list[Read] = []
+    size = 0
+    for step in steps:
+        values: dict[str, NDArray[Any]] = {}
+        reductions: list[tuple[str, str, NDArray[Any]]] = []
+        time_ns = 0
+        content = _event_file(directory, step, note)
+        if content is None:
+            chunk.append((step, time_ns, values, reductions))
+            continue
+        for name, place in step.tensors.items():
+            event = _event(directory, step, content, place)
+            values[name] = event.value
+            time_ns = time_ns or int(event.wall_time * 1e9)
+        for name, places in step.reductions.items():
+            for (reduction, of_magnitudes), place in places.items():
+                event = _event(directory, step, content, place)
+                quantity = f"{REDUCTION_QUANTITY}{'abs_' if of_magnitudes else ''}{reduction}"
+                reductions.append((name, quantity, event.value))
+                time_ns = time_ns or int(event.wall_time * 1e9)
+        chunk.append((step, time_ns, values, reductions))
+        size += len(content)
+        if size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
+
+
+def _event_file(directory: SMDebugDirectory, step: IndexedStep, note: Callable[[str], object]) -> bytes | None:
+    if step.events is None:
+        return b""
+    try:
+        return (directory.path / step.events).read_bytes()
+    except FileNotFoundError:
+        note(f"{step.events} is missing: the tensors of step {step.step} of {step.worker} are left out")
+        return None
+
+
+def _event(directory: SMDebugDirectory, step: IndexedStep, content: bytes, place: tuple[int, int]) -> Any:
+    offset, length = place
+    try:
+        return decode(content[offset : offset + length])
+    except TraceError as error:
+        raise TraceError(f"{directory.path / str(step.events)}: at byte {offset}: {error}") from None
+
+
+def _wall_time_ns(directory: SMDebugDirectory, step: IndexedStep) -> int:
+    places = (place for every in step.reductions.values() for place in every.values())
+    for place in (*step.tensors.values(), *places):
+        try:
+            return int(directory.read(step, place).wall_time * 1e9)
+        except FileNotFoundError:
+            break
+    return 0
+
+
+def _set_end_time(run: Path, rank: int, time_ns: int) -> None:
+    """The job ended when it saved its last step, not when it was imported."""
+    path = end_file(run, rank)
+    write_json(path, {**read_json(path), "time_ns": time_ns})
+
+
+class _Describer:
+    """Tells the writer of each tensor once: its collections, shape, type and place in the order of recording."""
+
+    def __init__(self, describe: Callable[[TensorInfo], None], collections: Mapping[str, Collection]) -> None:
+        self._describe = describe
+        self._collections = collections
+        self._known: dict[str, TensorInfo] = {}
+
+    def see(
+        self, step: IndexedStep, values: Mapping[str, NDArray[Any]], reductions: list[tuple[str, str, NDArray[Any]]]
+    ) -> None:
+        dtypes = {name: value.dtype.name for name, _, value in reductions}
+        for name in step.names():
+            if name in self._known:
+                continue
+            members = {each.name for each in self._collections.values() if each.matches(name)}
+            value = values.get(name)
+            parameter = self._known.get(name.removeprefix("gradient/"))
+            info = TensorInfo(
+                name,
+                shape=step.shapes.get(name, ()) if value is None else value.shape,
+                dtype=dtypes.get(name, "") if value is None else value.dtype.name,
+                collections=tuple(sorted(members)),
+                order=len(self._known) if parameter is None else parameter.order,
+            )
+            self._known[name] = info
+            self._describe(info)
+
+    def members(self, name: str) -> tuple[str, ...]:
+        return self._known[name].collections
+
+
+def _measure(steps: list[dict[str, NDArray[Any]]]) -> dict[tuple[int, str], NDArray[np.float64]]:
+    """Statistics of every tensor of numbers, by (index of the step, name)."""
+    alike: dict[tuple[str, tuple[int, ...], np.dtype[Any]], list[int]] = {}
+    for index, values in enumerate(steps):
+        for name, value in values.items():
+            if value.dtype.kind in "fiub":
+                alike.setdefault((name, value.shape, value.dtype), []).append(index)
+    found = {}
+    for (name, _, _), indices in alike.items():
+        matrix = statistics(np.stack([steps[index][name].ravel() for index in indices]))
+        found.update({(index, name): row for index, row in zip(indices, matrix, strict=True)})
+    return found
+
+
+def statistics(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Statistics of tensors of one size.
+
+    Args:
+        rows: real numbers [tensors, entries].
+
+    Returns:
+        [tensors, len(STAT_COLUMNS)], as the ``stats`` table has them.
+    """
+    entries = rows.astype(np.float64)
+    nan, infinite = np.isnan(entries), np.isinf(entries)
+    finite = ~(nan | infinite)
+    magnitudes = np.where(finite, np.abs(entries), 0.0)
+    count = finite.sum(1)
+    out = np.empty((len(rows), len(STAT_COLUMNS)))
+    none = np.where(count, 1.0, np.nan)  # of no finite entry these are not defined
+    mean = np.where(finite, entries, 0.0).sum(1) / np.maximum(count, 1) * none
+    spread = np.where(finite, entries - mean[:, None], 0.0) if rows.size else entries
+    columns = {
+        "numel": np.full(len(rows), rows.shape[1]),
+        "n_nan": nan.sum(1),
+        "n_inf": infinite.sum(1),
+        "n_zero": (entries == 0).sum(1),
+        "min": np.where(finite, entries, np.inf).min(1, initial=np.inf) * none,
+        "max": np.where(finite, entries, -np.inf).max(1, initial=-np.inf) * none,
+        "mean": mean,
+        "std": np.sqrt((spread * spread).sum(1) / np.maximum(count, 1)) * none,
+        "l1": magnitudes.sum(1),
+        "l2": np.sqrt((magnitudes * magnitudes).sum(1)),
+        "abs_max": magnitudes.max(1, initial=0.0) * none,
+    }
+    for index, name in enumerate(STAT_COLUMNS):
+        out[:, index] = columns[name]
+    return out

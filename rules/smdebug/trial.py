@@ -1,0 +1,271 @@
+"""Trials of what smdebug recorded: its directories as they are, and runs imported from them.
+
+Queries answer as smdebug would: what was saved is given as it was saved, any other reduction is NumPy's of the whole
+tensor in the tensor's own type, and norms of matrices are those of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwatch.probe.collections import Collection
+from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG, STAT_COLUMNS
+from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory
+from stepwatch.rules.exceptions import MissingCollectionFiles
+from stepwatch.rules.step import Stats, Step, TensorSet
+from stepwatch.rules.tensor import Array
+from stepwatch.rules.trial import Range, TraceTrial, Trial
+
+_NUMPY_NAMES = {"variance": "var"}
+_ORDERS = {"l1": 1, "l2": 2}
+_REDUCTIONS = ("min", "max", "mean", "median", "std", "variance", "sum", "prod")
+
+
+class _AsSaved(Trial):
+    """Answers by what smdebug saved."""
+
+    _described: dict[str, Collection]
+
+    def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
+        """Reductions that were saved of a tensor at a step."""
+        raise NotImplementedError
+
+    def saved_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
+        """Shape that was saved of a tensor at a step."""
+        raise NotImplementedError
+
+    def read_value(self, name: str, step: Step) -> Array | None:
+        """The whole tensor."""
+        return self.whole(name, step)
+
+    def read_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
+        """Reductions that were saved."""
+        return self.saved_reductions(name, step)
+
+    def read_reduction(self, name: str, step: Step, reduction: str, of_magnitudes: bool) -> Any | None:
+        """A reduction as it was saved, or else of the whole tensor."""
+        saved = self.saved_reductions(name, step).get((reduction, of_magnitudes))
+        if saved is not None:
+            return saved
+        whole = self.whole(name, step)
+        return None if whole is None else _reduction(whole, reduction, of_magnitudes)
+
+    def read_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
+        """The shape, where it or the tensor was saved."""
+        saved = self.saved_shape(name, step)
+        if saved is None and (whole := self.whole(name, step)) is not None:
+            saved = whole.shape
+        return saved
+
+    def global_step(self, mode: ModeKeys, mode_step: int) -> int | None:
+        """Global step of a step of a mode, or None; in mode GLOBAL the step itself, recorded or not."""
+        return mode_step if mode is ModeKeys.GLOBAL else super().global_step(mode, mode_step)
+
+    def collections(self) -> dict[str, Collection]:
+        """Collections as smdebug described them, with the tensors that were found in each."""
+        found = super().collections()
+        return {name: found.get(name, described) for name, described in self._described.items()} | found
+
+
+class SMDebugTrial(_AsSaved):
+    """A trial of a directory that smdebug wrote, or is writing.
+
+    Args:
+        directory: the directory.
+        name: its name.
+        range_steps: (first, end) global steps.
+    """
+
+    def __init__(self, directory: SMDebugDirectory, name: str, range_steps: Range | None = None) -> None:
+        super().__init__(name)
+        self._range = _checked(range_steps)
+        self._directory = directory
+        self._ended = False
+        self._described = {}
+        self._sets: dict[tuple[str, ...], TensorSet] = {}
+        self._waiting: dict[int, dict[str, IndexedStep]] = {}
+        self._complete: dict[tuple[int, str], IndexedStep] = {}
+        self._workers: list[str] = []
+        self._last_complete = -1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take what was saved meanwhile: steps that all workers have saved, or that no worker will any more."""
+        if self._ended:
+            return
+        ended = self._directory.ended
+        if not self._described:
+            self._described = self._directory.collections()
+        first, end = self._range
+        for indexed in self._directory.poll():
+            if (first is None or indexed.step >= first) and (end is None or indexed.step < end):
+                self._waiting.setdefault(indexed.step, {})[indexed.worker] = indexed
+        expected = self._directory.workers()
+        full = [n for n, parts in self._waiting.items() if ended or (expected and len(parts) >= expected)]
+        self._last_complete = max([self._last_complete, *full])
+        for number in sorted(self._waiting):
+            if number <= self._last_complete:
+                for worker, indexed in sorted(self._waiting.pop(number).items()):
+                    self._add(worker, indexed)
+        self._ended = ended
+
+    def _add(self, worker: str, indexed: IndexedStep) -> None:
+        if worker not in self._workers:
+            self._workers.append(worker)
+        names = tuple(indexed.names())
+        tensors = self._sets.get(names)
+        if tensors is None:
+            tensors = self._sets[names] = TensorSet(names, self._describe)
+        stats = Stats(tensors, np.empty((len(names), 0)))
+        rank = self._workers.index(worker)
+        self.recorded.add(Step(rank, indexed.step, indexed.mode, indexed.mode_step, 0, stats=stats))
+        self._complete[indexed.step, worker] = indexed
+
+    def _describe(self, name: str) -> TensorInfo:
+        members = sorted(each.name for each in self._described.values() if each.matches(name))
+        return TensorInfo(name, collections=tuple(members))
+
+    @property
+    def loaded_all_steps(self) -> bool:
+        """Whether the job has ended and all was read."""
+        self.refresh()
+        return self._ended
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        return str(self._directory.path)
+
+    def worker(self, rank: int) -> str:
+        """Name of the worker of that rank."""
+        return self._workers[rank]
+
+    def workers(self) -> list[str]:
+        """Names of the workers, sorted."""
+        return sorted(super().workers())
+
+    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL, show_incomplete_steps: bool = False) -> list[int]:
+        """Steps of the mode, ascending; with those that not all workers have saved yet, if wanted."""
+        found = super().steps(mode)
+        if show_incomplete_steps:
+            every = (indexed for parts in self._waiting.values() for indexed in parts.values())
+            waiting = {e.step if mode is ModeKeys.GLOBAL else e.mode_step for e in every if _is_of(e, mode)}
+            found = sorted({*found, *waiting})
+        return found
+
+    def _indexed(self, step: Step) -> IndexedStep:
+        return self._complete[step.step, self._workers[step.rank]]
+
+    def whole(self, name: str, step: Step) -> Array | None:
+        """The whole tensor, read from its event file at each call."""
+        indexed = self._indexed(step)
+        place = indexed.tensors.get(name)
+        return None if place is None else self._read(indexed, place)
+
+    def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
+        """Reductions that were saved of a tensor at a step."""
+        indexed = self._indexed(step)
+        places = indexed.reductions.get(name, {})
+        return {key: value for key, place in places.items() if (value := self._read(indexed, place)) is not None}
+
+    def saved_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
+        """Shape that was saved of a tensor at a step."""
+        return self._indexed(step).shapes.get(name)
+
+    def _read(self, indexed: IndexedStep, place: tuple[int, int]) -> Any | None:
+        try:
+            return self._directory.read(indexed, place).value
+        except FileNotFoundError:
+            return None
+
+
+class ImportedTrial(_AsSaved, TraceTrial):
+    """A trial of a run that was imported from smdebug; arguments as for :class:`TraceTrial`."""
+
+    def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
+        super().__init__(trace, name, range_steps)
+        known = trace.info.config[SMDEBUG_CONFIG]
+        self._workers = [str(worker) for worker in known["workers"]]
+        self._described = {
+            each: Collection(each, list(entry["include_regex"]), set(entry["tensor_names"]))
+            for each, entry in known["collections"].items()
+        }
+        self._infos = trace.tensors()
+        self._sets: dict[tuple[str, ...], TensorSet] = {}
+
+    def _take(self, steps: Iterable[Step]) -> None:
+        super()._take(self._with_all_names(step) for step in steps)
+
+    def _with_all_names(self, step: Step) -> Step:
+        """The step with rows, though empty ones, for tensors of which only reductions or the shape were saved."""
+        known = () if step.stats is None else step.stats.tensors.names
+        names = tuple(dict.fromkeys([*known, *(name for name, _ in step.derived)]))
+        tensors = self._sets.get(names)
+        if tensors is None:
+            tensors = self._sets[names] = TensorSet(names, lambda name: self._infos.get(name, TensorInfo(name)))
+        step.stats = Stats(tensors, np.empty((len(names), len(STAT_COLUMNS))))
+        return step
+
+    def worker(self, rank: int) -> str:
+        """Name of the worker of that rank."""
+        return self._workers[rank]
+
+    def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
+        """Reductions that were saved of a tensor at a step."""
+        found = {}
+        dtype = np.dtype(self._infos[name].dtype or "float32")
+        for reduction in (*_REDUCTIONS, *_ORDERS):
+            for of_magnitudes in (False, True):
+                quantity = f"{REDUCTION_QUANTITY}{'abs_' if of_magnitudes else ''}{reduction}"
+                if (value := step.derived.get((name, quantity))) is not None:
+                    found[reduction, of_magnitudes] = value[0].astype(dtype)
+        return found
+
+    def saved_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
+        """Shape that was saved of a tensor at a step."""
+        shape = step.derived.get((name, SHAPE_QUANTITY))
+        return None if shape is None else tuple(int(size) for size in shape)
+
+
+def open_trial(path: Path, name: str, range_steps: Range | None) -> Trial:
+    """A trial of a directory that smdebug wrote.
+
+    Raises:
+        MissingCollectionFiles: the job ended without describing its collections.
+        TraceError: it cannot be read.
+        ValueError: a range that holds nothing.
+    """
+    directory = SMDebugDirectory(path)
+    if directory.ended and directory.workers() is None:
+        raise MissingCollectionFiles(f"{path}: the job ended and left no description of its collections")
+    return SMDebugTrial(directory, name, range_steps)
+
+
+def _is_of(indexed: IndexedStep, mode: ModeKeys) -> bool:
+    return mode is ModeKeys.GLOBAL or indexed.mode == mode.name
+
+
+def _checked(range_steps: Range | None) -> Range:
+    first, end = range_steps or (None, None)
+    if first is not None and end is not None and first >= end:
+        raise ValueError(f"range_steps is {range_steps}; expected the first step below the end")
+    return first, end
+
+
+def _reduction(array: Array, name: str, of_magnitudes: bool) -> Any | None:
+    """NumPy's reduction in the tensor's own type; norms of more than two dimensions are of all entries."""
+    if name not in (*_REDUCTIONS, *_ORDERS):
+        return None
+    entries = np.abs(array) if of_magnitudes else array
+    with np.errstate(all="ignore"):
+        if name in _ORDERS:
+            flat = np.ravel(entries) if array.ndim not in (1, 2) else entries
+            return np.linalg.norm(flat, _ORDERS[name])
+        return getattr(np, _NUMPY_NAMES.get(name, name))(entries)

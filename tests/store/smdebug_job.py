@@ -1,0 +1,133 @@
+"""Trains under smdebug, and prints as one line of JSON what ``import smdebug`` reads of directories.
+
+Usage: smdebug_job.py write|read DIRECTORY...; to write, the name of the directory is the kind of job. Under smdebug
+itself when run by the Python of its environment; ``--ours`` as the last argument: under what stands in for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+if sys.argv[-1] == "--ours":
+    from stepwatch.rules.smdebug import install
+
+    sys.argv.pop()
+    install()
+
+import numpy as np
+import smdebug.pytorch as smd
+import torch
+from smdebug.exceptions import SMDebugError
+from smdebug.trials import create_trial
+from torch import nn
+
+REDUCTIONS = ("min", "max", "mean", "std", "variance", "sum", "prod", "l1", "l2")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(48, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.relu(self.conv(x)).flatten(1))
+
+
+def train(folder: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model, loss_fn = Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    every = {"reductions": ["min", "max", "mean", "std", "variance", "sum", "prod"], "norms": ["l1", "l2"]}
+    reductions = {
+        "raw": None,
+        "reductions": smd.ReductionConfig(
+            **every, abs_reductions=every["reductions"], abs_norms=every["norms"], save_shape=True
+        ),
+        "both": smd.ReductionConfig(reductions=["mean"], abs_norms=["l2"], save_raw_tensor=True),
+    }[kind]
+    hook = smd.Hook(
+        folder,
+        save_config=smd.SaveConfig({smd.modes.TRAIN: smd.SaveConfigMode(2), smd.modes.EVAL: smd.SaveConfigMode(1)}),
+        reduction_config=reductions,
+        include_collections=["weights", "biases", "gradients"],
+        include_regex="relu_output|conv_input",
+    )
+    hook.register_module(model)
+    hook.register_loss(loss_fn)
+    for step in range(7):
+        evaluating = step % 3 == 2
+        hook.set_mode(smd.modes.EVAL if evaluating else smd.modes.TRAIN)
+        loss = loss_fn(model(torch.randn(4, 1, 6, 6)), torch.randint(2, (4,)))
+        hook.save_scalar("accuracy", step / 8)
+        if not evaluating:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    hook.close()
+
+
+def plain(value: object) -> object:
+    array = np.asarray(value)
+    return [str(array.dtype), list(array.shape), [repr(float(each)) for each in array.ravel()]]
+
+
+def attempt(call: object, *args: object, **kwargs: object) -> object:
+    try:
+        return plain(call(*args, **kwargs))
+    except SMDebugError as error:
+        return type(error).__name__
+    except (ValueError, KeyError) as error:  # norms of tensors of more than two dimensions
+        return type(error).__name__
+
+
+def describe(folder: str) -> dict[str, object]:
+    trial = create_trial(folder)
+    modes = [smd.modes.TRAIN, smd.modes.EVAL, smd.modes.PREDICT, smd.modes.GLOBAL]
+    tensors = {}
+    for name in trial.tensor_names():
+        tensor = trial.tensor(name)
+        tensors[name] = {
+            "steps": {mode.name: tensor.steps(mode) for mode in modes},
+            "prev": tensor.prev_steps(5, 2),
+            "values": {step: attempt(tensor.value, step) for step in tensor.steps()},
+            "evaluated": {step: attempt(tensor.value, step, mode=smd.modes.EVAL) for step in (0, 1, 5)},
+            "shapes": {step: attempt(tensor.shape, step) for step in tensor.steps()},
+            "workers": {step: tensor.workers(step) for step in tensor.steps()},
+            "reductions": {
+                f"{'abs ' if of_magnitudes else ''}{reduction}": attempt(
+                    tensor.reduction_value, tensor.steps()[-1], reduction, abs=of_magnitudes
+                )
+                for reduction in REDUCTIONS
+                for of_magnitudes in (False, True)
+            },
+            "saved": sorted(
+                f"{'abs ' if of_magnitudes else ''}{reduction}"
+                for reduction, of_magnitudes in tensor.reduction_values(tensor.steps()[-1])
+            ),
+        }
+    return {
+        "tensors": tensors,
+        "steps": {mode.name: trial.steps(mode) for mode in modes},
+        "modes": sorted(mode.name for mode in trial.modes()),
+        "mode steps": {step: [str(each) for each in trial.mode_modestep(step)] for step in range(8)},
+        "global steps": [trial.global_step(mode, step) for mode in modes for step in range(5)],
+        "states": [trial.has_passed_step(step, mode).name for mode in modes for step in range(9)],
+        "workers": trial.workers(),
+        "collections": {
+            name: sorted(trial.tensor_names(collection=name)) for name in sorted(trial.collections()) if name != "all"
+        },
+        "by expression": trial.tensor_names(regex=["^gradient", "relu"]),
+        "by step": {step: trial.tensor_names(step=step) for step in trial.steps()},
+        "by mode": {mode.name: trial.tensor_names(mode=mode) for mode in (smd.modes.TRAIN, smd.modes.EVAL)},
+        "ended": trial.loaded_all_steps,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        for directory in sys.argv[2:]:
+            train(directory, directory.rpartition("/")[2])
+    print("\n" + json.dumps({directory: describe(directory) for directory in sys.argv[2:]}))

@@ -1,0 +1,265 @@
+"""Directories of smdebug: read as they are, imported, exported; the same to smdebug itself in either direction."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+from stepwatch.probe import Hook, SaveConfig
+from stepwatch.probe.statistics import measure
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.smdebug.directory import SMDebugDirectory
+from stepwatch.probe.store.smdebug.event import Event, decode, encode
+from stepwatch.probe.store.smdebug.exporting import export_smdebug
+from stepwatch.probe.store.smdebug.importing import import_smdebug, statistics
+from stepwatch.probe.store.smdebug.wire import frame
+from stepwatch.rules.exceptions import TensorUnavailableForStep
+from stepwatch.rules.trial import create_trial
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = Path(os.environ.get("STEPWATCH_SMDEBUG_PYTHON") or ROOT / ".smdebug-venv" / "bin" / "python")
+JOB = Path(__file__).with_name("smdebug_job.py")
+KINDS = ("raw", "reductions", "both")
+
+
+def job(python: Path, *arguments: object) -> dict:
+    command = [str(python), str(JOB), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = json.loads(done.stdout.splitlines()[-1])
+    return {Path(directory).name: content for directory, content in read.items()}
+
+
+def differences(
+    theirs: object, ours: object, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], object, object]]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = {**theirs, **ours}
+        return [d for key in keys for d in differences(theirs.get(key), ours.get(key), (*path, key))]
+    return [] if theirs == ours else [(path, theirs, ours)]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Jobs that smdebug recorded, and what it reads of them."""
+    if not REFERENCE.exists():
+        pytest.skip(f"no smdebug at {REFERENCE}; scripts/smdebug_env.sh makes it")
+    folder = tmp_path_factory.mktemp("smdebug")
+    return folder, job(REFERENCE, "write", *(folder / kind for kind in KINDS))
+
+
+@pytest.fixture(scope="module")
+def imported(theirs: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported")
+    for kind in KINDS:
+        import_smdebug(theirs[0] / kind, folder / kind)
+    return folder
+
+
+@pytest.mark.smdebug
+@pytest.mark.parametrize("source", ["as it is", "imported"])
+def test_queries_answer_as_smdebug_does(theirs: tuple[Path, dict], imported: Path, source: str) -> None:
+    folder = imported if source == "imported" else theirs[0]
+    ours = job(Path(sys.executable), "read", *(folder / kind for kind in KINDS), "--ours")
+    for kind in KINDS:
+        found = differences(theirs[1][kind], ours[kind])
+        # Norms of what is no vector or matrix: an exception there, here the norm of all entries.
+        assert all(path[-1] in ("l1", "l2", "abs l1", "abs l2") and one == "ValueError" for path, one, _ in found)
+
+
+@pytest.mark.smdebug
+def test_smdebug_opens_what_was_exported(theirs: tuple[Path, dict], imported: Path, tmp_path: Path) -> None:
+    for kind in KINDS:
+        export_smdebug(Trace(imported / kind), tmp_path / kind)
+    assert differences(theirs[1], job(REFERENCE, "read", *(tmp_path / kind for kind in KINDS))) == []
+
+
+@pytest.mark.smdebug
+def test_smdebug_opens_an_exported_run_of_ours(theirs: tuple[Path, dict], run: Path, tmp_path: Path) -> None:
+    export_smdebug(Trace(run), tmp_path / "exported")
+    read = job(REFERENCE, "read", tmp_path / "exported")["exported"]
+    assert read["steps"] == {"TRAIN": [0, 1, 2, 3], "EVAL": [0, 1], "PREDICT": [], "GLOBAL": [0, 1, 2, 3, 4, 5]}
+    assert read["collections"]["gradients"] == ["gradient/Linear_bias", "gradient/Linear_weight"]
+    trial = create_trial(run)
+    for name, tensor in read["tensors"].items():
+        for step, value in tensor["values"].items():
+            if tensor["steps"]["GLOBAL"] == [0, 1, 3, 4] and not isinstance(value, str):
+                expected = trial.tensor(name).value({0: 0, 1: 1, 3: 2, 4: 3}[int(step)])
+                assert [float(entry) for entry in value[2]] == pytest.approx(expected.ravel().tolist())
+    weight = read["tensors"]["Linear_weight"]
+    assert weight["steps"]["TRAIN"] == [0, 2]
+    for reduction in ("mean", "abs mean", "std", "l2"):
+        (shown,) = weight["reductions"][reduction][2]
+        abs_, _, name = reduction.rpartition(" ")
+        assert float(shown) == pytest.approx(trial.tensor("Linear_weight").reduction_value(2, name, abs=bool(abs_)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four training steps, every second saved, an evaluation after each two."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    torch.manual_seed(0)
+    model, loss_fn = nn.Linear(4, 2), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = SaveConfig(save_interval=2)
+    with Hook(folder, model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=config, system_interval=0) as hook:
+        for step in range(4):
+            model.train()
+            loss_fn(model(torch.randn(3, 4)), torch.tensor([0, 1, 0])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 2:
+                model.eval()
+                with torch.no_grad():
+                    loss_fn(model(torch.randn(3, 4)), torch.tensor([0, 1, 0]))
+                hook.log("accuracy", step / 4)
+    return folder
+
+
+@pytest.fixture
+def exported(run: Path, tmp_path: Path) -> Path:
+    """A directory as smdebug writes them, made without it."""
+    export_smdebug(Trace(run), tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stepwatch.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_commands(run: Path, tmp_path: Path) -> None:
+    done = cli("export", "--format", "smdebug", run, tmp_path / "theirs")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/theirs: 6 steps\n")
+    done = cli("import", tmp_path / "theirs", tmp_path / "ours")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/ours: 6 saved steps of 1 worker\n")
+    shown = cli("show", tmp_path / "theirs")
+    assert "CrossEntropyLoss_output_0" in shown.stdout and "finished after 5 steps" in shown.stdout
+    judged = cli("analyze", "--json", tmp_path / "theirs")
+    assert judged.returncode == 0 and json.loads(judged.stdout)["rules"]
+    for command in (["import", tmp_path / "theirs", tmp_path / "ours"], ["import", run, tmp_path / "new"]):
+        done = cli(*command)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_growing_directory_is_followed(exported: Path) -> None:
+    (exported / "training_job_end.ts").unlink()
+    late = exported / "index" / "000000000" / "000000000005_worker_0.json"
+    content = late.read_bytes()
+    late.unlink()
+    trial = create_trial(exported)
+    assert trial.steps() == [0, 1, 2, 3, 4] and not trial.loaded_all_steps
+    late.write_bytes(content)
+    assert trial.steps() == [0, 1, 2, 3, 4, 5]
+    (exported / "training_job_end.ts").touch()
+    assert trial.loaded_all_steps
+
+
+def test_a_step_waits_for_all_workers(exported: Path) -> None:
+    (exported / "training_job_end.ts").unlink()
+    collections = exported / "collections" / "000000000" / "worker_0_collections.json"
+    collections.write_text(collections.read_text().replace('"num_workers": 1', '"num_workers": 2'))
+    trial = create_trial(exported)
+    assert trial.steps() == [] and trial.steps(show_incomplete_steps=True) == [0, 1, 2, 3, 4, 5]
+    index = exported / "index" / "000000000"
+    (index / "000000000002_worker_1.json").write_bytes((index / "000000000002_worker_0.json").read_bytes())
+    assert trial.steps() == [0, 1, 2]  # what is behind a complete step is not waited for
+    assert trial.workers() == ["worker_0", "worker_1"]
+
+
+numbers = hnp.arrays(
+    st.sampled_from(["f2", "f4", "f8", "i4", "i8", "u1", "?", "c16"]), hnp.array_shapes(min_dims=0, max_dims=4)
+)
+
+
+@given(numbers, st.text(min_size=1, max_size=40), st.integers(0, 2**40), st.sampled_from(["TRAIN", "EVAL", "GLOBAL"]))
+def test_what_was_encoded_is_decoded(value: np.ndarray, name: str, step: int, mode: str) -> None:
+    found = decode(encode(Event(name, value, step, mode, step // 3, 1.5)))
+    assert (found.name, found.step, found.mode, found.mode_step, found.wall_time) == (name, step, mode, step // 3, 1.5)
+    assert found.value.dtype == value.dtype and found.value.shape == value.shape
+    assert found.value.tobytes() == value.tobytes()
+
+
+RECORD = encode(Event("Net_fc.weight", np.arange(6, dtype=np.float32).reshape(2, 3), 7, "TRAIN", 7, 1.5))
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, len(RECORD) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_record_is_refused_or_read(changes: list[tuple[int, int]]) -> None:
+    record = bytearray(RECORD)
+    for at, byte in changes:
+        record[at] = byte
+    try:
+        assert decode(bytes(record)).value.nbytes <= len(RECORD)
+    except TraceError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_what_is_no_event_is_refused(content: bytes) -> None:
+    for record in (content, frame(content)):
+        with pytest.raises(TraceError):
+            decode(record)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("start_idx", 10**12, "ends before the"),
+        ("length", 10**15, "ends before the"),
+        ("length", -1, "expected numbers from 0"),
+        ("length", 20, "a record"),
+    ],
+)
+def test_an_index_that_lies_is_refused(exported: Path, field: str, value: int, message: str) -> None:
+    path = exported / "index" / "000000000" / "000000000000_worker_0.json"
+    content = json.loads(path.read_bytes())
+    content["tensor_payload"][0][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(TraceError, match=message):
+        create_trial(exported).tensor(content["tensor_payload"][0]["tensorname"]).value(0)
+    with pytest.raises(TraceError):
+        import_smdebug(exported, exported.with_name("imported"))
+    shown = cli("show", exported)
+    assert shown.returncode == 2 and len(shown.stderr.splitlines()) == 1 and str(exported) in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"meta": {}}', '{"meta": {"mode": "x", "mode_step": 1}}', "[" * 100_000, '{"meta": 3}']
+    + [json.dumps({"meta": {"mode": "TRAIN", "mode_step": 0, "event_file_name": name}}) for name in ("/x", "../x", 3)],
+)
+def test_a_damaged_index_is_refused(exported: Path, content: str) -> None:
+    path = exported / "index" / "000000000" / "000000000000_worker_0.json"
+    path.write_text(content)
+    with pytest.raises(TraceError, match=path.name.replace(".", r"\.")):
+        SMDebugDirectory(exported).poll()
+
+
+def test_an_event_file_that_is_gone(exported: Path) -> None:
+    (exported / "events" / "000000000000" / "000000000000_worker_0.tfevents").unlink()
+    with pytest.raises(TensorUnavailableForStep):
+        create_trial(exported).tensor("learning_rate").value(0)
+    import_smdebug(exported, exported.with_name("imported"))
+    imported = Trace(exported.with_name("imported"))
+    assert any("is missing: the tensors of step 0" in note for note in imported.notes)
+    assert create_trial(imported.path).tensor("learning_rate").steps() == [1, 3, 4]
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=st.floats(width=32)))
+def test_statistics_are_those_of_the_hook(rows: np.ndarray) -> None:
+    expected = measure([torch.from_numpy(row.copy()) for row in rows]).result()
+    np.testing.assert_allclose(statistics(rows), expected, rtol=1e-5, atol=1e-30)
