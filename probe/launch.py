@@ -96,6 +96,7 @@ class _Discovery:
     def __init__(self, make_hook: Callable[[], Hook]) -> None:
         self._make_hook = make_hook
         self._hook: Hook | None = None
+        self._found = False
         self._depth = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._handles = [
@@ -109,7 +110,7 @@ class _Discovery:
         self._remove()
         if self._hook is not None:
             self._hook.close(status, reason)
-        else:
+        elif not self._found:
             print("stepwatch: nothing was recorded: no model was called", file=sys.stderr)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -124,6 +125,7 @@ class _Discovery:
                 self._hook.watch_loss(module)
         elif next(module.parameters(), None) is not None:
             if self._hook is None:
+                self._found = True
                 self._hook = self._make_hook()
                 self._hook.expect_optimizer()
             self._hook.watch_model(module)

@@ -75,12 +75,16 @@ def _run(
     try:
         from stepwatch.probe import Hook, SaveConfig
         from stepwatch.probe.launch import LaunchError, default_run_dir, launch
+        from stepwatch.probe.store.errors import TraceError
     except ImportError as error:
         errors.fail(error)
 
     def make_hook() -> Hook:
         config = SaveConfig(save_interval=save_interval) if save_interval else None
-        return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
+        try:
+            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
+        except TraceError as error:
+            errors.fail(error)
 
     try:
         run_dir = out or default_run_dir(script)

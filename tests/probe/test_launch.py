@@ -164,7 +164,7 @@ def test_rules_stop_a_script(project: Path) -> None:
         (["-m", "no.such.module"], "no module 'no.such.module'"),
         (["--rules", "Nonsense", "train.py"], "unknown rule 'Nonsense'"),
         (["--ranks", "1,2", "train.py"], "--ranks is '1,2'; expected all, first, node, or numbers with 0"),
-        (["--out", "nowhere://x", "train.py"], "nowhere://x"),
+        (["--out", "nowhere://x", "train.py", "3"], "nowhere://x"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(project: Path, args: list[str], message: str) -> None:
