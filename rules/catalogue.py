@@ -8,18 +8,26 @@ import importlib.util
 import inspect
 import sys
 import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepwatch.rules.errors import RuleError
+from stepwatch.rules.parameters import coerce
 from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.sagemaker import SAGEMAKER
 from stepwatch.rules.smdebug import install
 
-RULE_SETS: dict[str, tuple[type[Rule], ...]] = {"recommended": RECOMMENDED}
+RULE_SETS: dict[str, tuple[type[Rule], ...]] = {"recommended": RECOMMENDED, "sagemaker": SAGEMAKER}
+"""A rule is named by its class, or by set and class (``sagemaker.VanishingGradient``) where two sets have it;
+the class alone then means that of the first set."""
+
+RULE_FILES = (".json", ".yaml", ".yml", ".toml")
+
+STEP_RANGE = ("start_step", "end_step")
+"""Parameters of every rule: it is shown the global steps in [start_step, end_step)."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,52 @@ class Parameter:
 
 @dataclass(frozen=True)
 class RuleSpec:
-    """A rule and its parameters; every rank is judged by an instance of its own."""
+    """A rule and its parameters; every rank is judged by an instance of its own.
+
+    Attributes:
+        rule: its class.
+        parameters: keyword arguments of its constructor.
+        label: name under which it is reported; that of the class where it is empty.
+        start_step, end_step: the rule is shown the global steps in [start_step, end_step).
+    """
 
     rule: type[Rule]
     parameters: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    start_step: int = 0
+    end_step: int | None = None
 
     @property
     def name(self) -> str:
-        """Name of the rule."""
-        return self.rule.__name__
+        """Name under which it is reported."""
+        return self.label or self.rule.__name__
+
+    @property
+    def qualified_name(self) -> str:
+        """Name with the set of the rule, where it is one of ours."""
+        return next((f"{key}.{self.name}" for key, rules in RULE_SETS.items() if self.rule in rules), self.name)
+
+    def judges(self, step: int) -> bool:
+        """Whether the rule is shown a global step."""
+        return step >= self.start_step and (self.end_step is None or step < self.end_step)
+
+    def with_parameter(self, name: str, value: Any) -> RuleSpec:
+        """The same with a parameter set, one of the rule's own or of :data:`STEP_RANGE`; text is converted.
+
+        Raises:
+            RuleError: there is no such parameter, or the text is not of its type.
+        """
+        own = [p.name for p in parameters_of(self.rule)]
+        if name in own:
+            value = coerce(self.rule, name, value) if isinstance(value, str) else value
+            return replace(self, parameters={**self.parameters, name: value})
+        if name not in STEP_RANGE:
+            raise RuleError(f"{self.name} has no parameter {name!r}; it has: {', '.join([*sorted(own), *STEP_RANGE])}")
+        try:
+            number = None if name == "end_step" and str(value).lower() == "none" else int(value)
+        except (TypeError, ValueError):
+            raise RuleError(f"{self.name}.{name} is {value!r}; expected a whole number") from None
+        return replace(self, start_step=number or 0) if name == "start_step" else replace(self, end_step=number)
 
     def build(self) -> Rule:
         """A fresh instance.
@@ -50,14 +95,20 @@ class RuleSpec:
             RuleError: a parameter is out of its range.
         """
         try:
-            return self.rule(**self.parameters)
+            rule = self.rule(**self.parameters)
         except (TypeError, ValueError) as error:
             raise RuleError(f"{self.name}: {error}") from None
+        rule.label = self.label
+        return rule
 
 
 def known_rules() -> dict[str, type[Rule]]:
-    """Every built-in rule by name."""
-    return {rule.__name__: rule for rules in RULE_SETS.values() for rule in rules}
+    """Every built-in rule, by name and by set and name."""
+    named = {f"{key}.{rule.__name__}": rule for key, rules in RULE_SETS.items() for rule in rules}
+    for rules in RULE_SETS.values():
+        for rule in rules:
+            named.setdefault(rule.__name__, rule)
+    return named
 
 
 def parameters_of(rule: type[Rule]) -> list[Parameter]:
@@ -71,13 +122,17 @@ def parameters_of(rule: type[Rule]) -> list[Parameter]:
 
 
 def resolve(name: str) -> list[RuleSpec]:
-    """The rules of that name: a set, a built-in rule, ``file.py:Class`` or ``package.module:Class``.
+    """The rules of that name: a set, a built-in rule, ``file.py:Class``, ``package.module:Class`` or a rule file.
 
     A class may be a rule of ours or one that was written for smdebug.
 
     Raises:
         RuleError: there is none; the nearest name is suggested.
     """
+    if Path(name).suffix.lower() in RULE_FILES:
+        from stepwatch.rules.configuration import read_rules  # which needs this module
+
+        return read_rules(Path(name))
     if ":" in name:
         return [RuleSpec(_load(name))]
     by_name = {key.lower(): [RuleSpec(rule)] for key, rule in known_rules().items()}
@@ -87,7 +142,8 @@ def resolve(name: str) -> list[RuleSpec]:
     if found is None:
         spelled = {key.lower(): key for key in (*known_rules(), *RULE_SETS)}
         near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-        hint = f"did you mean {spelled[near[0]]}?" if near else f"expected one of {', '.join(spelled.values())}"
+        plain = [value for value in spelled.values() if "." not in value]
+        hint = f"did you mean {spelled[near[0]]}?" if near else f"expected one of {', '.join(plain)}"
         raise RuleError(f"unknown rule {name!r}; {hint}")
     return found
 
@@ -106,57 +162,37 @@ def configure(rules: Sequence[str] | None, settings: Sequence[str] = ()) -> list
     chosen: dict[str, RuleSpec] = {}
     for name in names:
         for spec in resolve(name):
-            chosen.setdefault(spec.name, spec)
+            chosen.setdefault(spec.qualified_name, spec)
     if not chosen:
         raise RuleError("no rule was named; expected a rule or a set, e.g. recommended")
     for setting in settings:
         _apply(chosen, setting)
     for spec in chosen.values():
         spec.build()
-    return list(chosen.values())
+    return list(_told_apart(chosen).values())
+
+
+def _told_apart(chosen: dict[str, RuleSpec]) -> dict[str, RuleSpec]:
+    """The same, with the set in the name of a rule of a later set that another has the name of."""
+    taken: set[str] = set()
+    for qualified, spec in chosen.items():
+        if spec.name in taken:
+            chosen[qualified] = replace(spec, label=qualified)
+        taken.add(spec.name)
+    return chosen
 
 
 def _apply(chosen: dict[str, RuleSpec], setting: str) -> None:
     target, equals, text = setting.partition("=")
-    rule_name, dot, parameter = target.partition(".")
+    rule_name, dot, parameter = target.rpartition(".")
     if not equals or not dot:
         raise RuleError(f"setting {setting!r} cannot be read; expected Rule.parameter=value")
-    name = next((key for key in chosen if key.lower() == rule_name.strip().lower()), None)
+    wanted = rule_name.strip().lower()
+    name = next((key for key, spec in chosen.items() if wanted in (key.lower(), spec.name.lower())), None)
     if name is None:
-        raise RuleError(f"setting {setting!r}: {rule_name!r} is not among the rules: {', '.join(chosen)}")
-    spec = chosen[name]
-    known = {p.name for p in parameters_of(spec.rule)}
-    parameter = parameter.strip()
-    if parameter not in known:
-        allowed = ", ".join(sorted(known)) or "none"
-        raise RuleError(f"{name} has no parameter {parameter!r}; it has: {allowed}")
-    value = coerce(spec.rule, parameter, text.strip())
-    chosen[name] = replace(spec, parameters={**spec.parameters, parameter: value})
-
-
-def coerce(rule: type[Rule], parameter: str, text: str) -> Any:
-    """A parameter's value from text, by the type in the rule's signature.
-
-    Raises:
-        RuleError: the text is not of that type.
-    """
-    wanted = typing.get_type_hints(rule.__init__)[parameter]
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    if type(None) in options and text.lower() == "none":
-        return None
-    kind = next(option for option in options if option is not type(None))
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind in (int, float, str):
-            return kind(text)
-    except (KeyError, ValueError):
-        raise RuleError(f"{rule.__name__}.{parameter} is {text!r}; expected {_spell(kind)}") from None
-    return tuple(part.strip() for part in text.split(","))
-
-
-def _spell(kind: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, str(kind))
+        listed = ", ".join(spec.name for spec in chosen.values())
+        raise RuleError(f"setting {setting!r}: {rule_name!r} is not among the rules: {listed}")
+    chosen[name] = chosen[name].with_parameter(parameter.strip(), text.strip())
 
 
 def _load(name: str) -> type[Rule]:

@@ -18,6 +18,7 @@ log = logging.getLogger("stepwatch")
 class _Evaluation:
     """One rule over one rank."""
 
+    spec: RuleSpec
     rule: Rule
     findings: list[Finding] = field(default_factory=list)
     error: str = ""
@@ -41,7 +42,7 @@ class Engine:
         """Show a step to every rule; returns what they found in it."""
         found: list[Finding] = []
         for evaluation in self._of_rank(step.rank):
-            if not evaluation.error:
+            if not evaluation.error and evaluation.spec.judges(step.step):
                 found += self._ask(evaluation, lambda rule: rule.observe(step))
         return found
 
@@ -69,7 +70,7 @@ class Engine:
             live: whether more steps may come; then a rule that has not fired is in progress.
         """
         ranks = [self._ranks[rank] for rank in sorted(self._ranks)] or [
-            [_Evaluation(spec.build()) for spec in self._specs]
+            [_Evaluation(spec, spec.build()) for spec in self._specs]
         ]
         return [
             _verdict(spec.name, [evaluations[index] for evaluations in ranks], live)
@@ -79,7 +80,7 @@ class Engine:
     def _of_rank(self, rank: int) -> list[_Evaluation]:
         evaluations = self._ranks.get(rank)
         if evaluations is None:
-            evaluations = self._ranks[rank] = [_Evaluation(spec.build()) for spec in self._specs]
+            evaluations = self._ranks[rank] = [_Evaluation(spec, spec.build()) for spec in self._specs]
         return evaluations
 
     def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:

@@ -25,6 +25,7 @@ _COLUMNS = {
     "stats": ("name", *STAT_COLUMNS),
     "derived": ("name", "quantity", "value"),
     "scalars": ("name", "value"),
+    "values": ("name", "dtype", "shape", "data"),
     "steps": ("time_ns", "saved", *TIMING_COLUMNS),
 }
 _MODES = ("TRAIN", "EVAL", "PREDICT", "GLOBAL")
@@ -112,15 +113,17 @@ class StepStream:
     Args:
         trace: the run.
         rank: the rank.
+        whole_tensors: whether steps have their ``values``.
     """
 
-    def __init__(self, trace: Trace, rank: int) -> None:
+    def __init__(self, trace: Trace, rank: int, *, whole_tensors: bool = False) -> None:
         self._trace = trace
         self._tensors: dict[str, TensorInfo] = {}
         self._builder = StepBuilder(rank, self._describe)
         self._rank = rank
         self._steps = _Rows(trace, "steps", rank)
-        self._contents = {table: _Rows(trace, table, rank) for table in _COLUMNS if table != "steps"}
+        contents = [table for table in _COLUMNS if table != "steps" and (whole_tensors or table != "values")]
+        self._contents = {table: _Rows(trace, table, rank) for table in contents}
         self._names: tuple[pa.ChunkedArray, TensorSet] | None = None
         self._delivered: set[Key] = set()  # of the latest global step
 
@@ -159,19 +162,25 @@ class StepStream:
             self._delivered.clear()
         self._delivered.add(key)
         _, step, mode, mode_step = key
-        built = Step(self._rank, step, _MODES[mode], mode_step, time_ns=0)
+        built = Step(self._rank, step, _MODES[mode], mode_step, time_ns=0, saved=row is None)
         if row is not None:
             built.time_ns = int(row["time_ns"][0].as_py() or 0)
+            built.saved = bool(row["saved"][0].as_py())
             timing = {name: row[name][0].as_py() for name in TIMING_COLUMNS}
             built.timing = {name: value for name, value in timing.items() if value is not None}
         parts = {table: rows.take() for table, rows in self._contents.items() if rows.head() == key}
-        if "stats" in parts and (row is None or row["saved"][0].as_py()):
+        if "stats" in parts and built.saved:
             stats = parts["stats"]
             matrix = np.column_stack([stats[name].to_numpy().astype(np.float64) for name in STAT_COLUMNS])
             built.stats = Stats(self._tensor_set(stats["name"]), matrix)
         if "scalars" in parts:
             rows = parts["scalars"]
             built.scalars = dict(zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True))
+        if "values" in parts:
+            built.values = {
+                row["name"]: np.frombuffer(row["data"], dtype=np.dtype(row["dtype"])).reshape(row["shape"])
+                for row in parts["values"].to_pylist()
+            }
         if "derived" in parts:
             rows = parts["derived"]
             built.derived = {
@@ -229,6 +238,7 @@ class LiveAnalysis:
     def __init__(self, trace: Trace, specs: Sequence[RuleSpec]) -> None:
         self._trace = trace
         self._engine = Engine(specs)
+        self._whole_tensors = any(spec.rule.whole_tensors for spec in specs)
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._concluded: set[int] = set()
         self.steps = 0
@@ -282,7 +292,8 @@ class LiveAnalysis:
             if known is not None:
                 self._engine.restart(rank)
                 self._concluded.discard(rank)
-            self._streams[rank] = known = (StepStream(self._trace, rank), attempts)
+            stream = StepStream(self._trace, rank, whole_tensors=self._whole_tensors)
+            self._streams[rank] = known = (stream, attempts)
         return known[0]
 
 

@@ -23,15 +23,19 @@ class Rule(ABC):
         severity: severity of its findings unless it says otherwise.
         derived: derived quantities it needs, which a hook with this rule records
             (see :mod:`stepwatch.probe.derived`).
+        whole_tensors: whether it looks at :attr:`Step.values`; they are read only for rules that do.
+        label: name given to it by a configuration.
     """
 
     severity: ClassVar[Severity] = Severity.ERROR
     derived: ClassVar[tuple[str, ...]] = ()
+    whole_tensors: ClassVar[bool] = False
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Name under which it is configured and reported."""
-        return type(self).__name__
+        return self.label or type(self).__name__
 
     @abstractmethod
     def observe(self, step: Step) -> Iterable[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,8 @@ class Step:
         scalars: every captured loss and logged scalar of the step, in order; the last of a name counts.
         derived: (tensor, quantity) -> float64 vector.
         timing: nanoseconds by column of the ``steps`` table.
+        saved: whether the step was due to be saved; losses and logged scalars are there at every step.
+        values: whole tensors by name, where they were saved and a rule looks at them.
     """
 
     rank: int
@@ -99,6 +102,8 @@ class Step:
     scalars: Mapping[str, float] = field(default_factory=dict)
     derived: Mapping[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
     timing: Mapping[str, int] = field(default_factory=dict)
+    saved: bool = True
+    values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def training(self) -> bool:
@@ -121,7 +126,12 @@ class Step:
 def is_loss(name: str) -> bool:
     """Whether a scalar's name says that it is a loss: captured ones (``CrossEntropyLoss_output_0``) and
     logged ones that have the word (``loss``, ``train/loss``, ``val_loss``)."""
-    return bool(_CAPTURED_LOSS_NAME.search(name) or _LOSS_NAME.search(name))
+    return is_captured_loss(name) or bool(_LOSS_NAME.search(name))
+
+
+def is_captured_loss(name: str) -> bool:
+    """Whether a scalar has the name of a loss that the hook captured."""
+    return bool(_CAPTURED_LOSS_NAME.search(name))
 
 
 def is_eval_name(name: str) -> bool:
@@ -159,4 +169,6 @@ class StepBuilder:
             scalars=dict(record.scalars),
             derived={(name, quantity): value for name, quantity, value in record.derived},
             timing=record.timing,
+            saved=record.saved,
+            values=dict(record.values),
         )

@@ -11,6 +11,9 @@ from stepwatch.probe.store.layout import Part, list_parts, rank_folder
 from stepwatch.probe.store.reader import Trace, iterate_file
 from stepwatch.probe.store.tables import ROW_GROUP_ROWS
 
+_WHOLE_TENSORS = 32
+"""Rows of whole tensors in a piece, of which a few may fill the memory."""
+
 
 @dataclass
 class _Progress:
@@ -45,6 +48,7 @@ class TableCursor:
         self._folder = rank_folder(trace.path, table, rank)
         self._rank = rank
         self._columns = list(columns)
+        self._piece = _WHOLE_TENSORS if "data" in self._columns else ROW_GROUP_ROWS
         self._progress: dict[int, _Progress] = {}
 
     def read(self) -> Iterator[pa.Table]:
@@ -69,7 +73,7 @@ class TableCursor:
         attempts = self._trace.attempts(self._rank)
         path = self._folder / part.file_name
         try:
-            for rows in iterate_file(path, self._columns, ROW_GROUP_ROWS):
+            for rows in iterate_file(path, self._columns, self._piece):
                 fresh = rows.slice(min(skip, rows.num_rows))
                 skip -= rows.num_rows - fresh.num_rows
                 if fresh.num_rows:
