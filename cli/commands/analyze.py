@@ -21,7 +21,15 @@ _POLL_SECONDS = 0.2
 
 
 @click.command("analyze")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RUN_PATH)
+@click.argument("runs", metavar="RUN...", nargs=-1, type=RUN_PATH)
+@click.option(
+    "--scalars",
+    "logs",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Judge a log of scalars instead of a run: CSV, JSONL, trainer_state.json, TensorBoard event files.",
+)
 @click.option(
     "--rules",
     "rules",
@@ -34,9 +42,14 @@ _POLL_SECONDS = 0.2
 @click.option("--follow", is_flag=True, help="Judge a live run to its end, then print.")
 @errors.one_line_errors
 def command(
-    runs: tuple[Path, ...], rules: tuple[str, ...], settings: tuple[str, ...], as_json: bool, follow: bool
+    runs: tuple[Path, ...],
+    logs: tuple[Path, ...],
+    rules: tuple[str, ...],
+    settings: tuple[str, ...],
+    as_json: bool,
+    follow: bool,
 ) -> None:
-    """Evaluate rules over finished or live runs.
+    """Evaluate rules over finished or live runs, or over logs of scalars.
 
     Exit status: 0 nothing found, 1 issues found, 2 a run that cannot be read, 3 a rule failed to run (and
     nothing was found).
@@ -45,15 +58,18 @@ def command(
     from stepwatch.probe.store.errors import TraceError
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.scalar_logs import judge_log, read_log
 
+    if not runs and not logs:
+        errors.fail("got no run; expected one or more, or --scalars FILE; see stepwatch analyze --help")
     specs = configure(list(rules) or None, list(settings))
     errors.print_warnings_with_the_result()
     analyses: dict[Path, Analysis] = {}
     unreadable: list[str] = []
     out = console()
-    for run in dict.fromkeys(runs):
+    for run in dict.fromkeys([*runs, *logs]):
         try:
-            analysis = _judge(Trace(run), specs, follow)
+            analysis = judge_log(read_log(run), specs) if run in logs else _judge(Trace(run), specs, follow)
         except (TraceError, OSError) as error:
             unreadable.append(errors.spell(error))
             continue
@@ -64,7 +80,7 @@ def command(
         analyses[run] = analysis
     if as_json and analyses:
         printed = [_to_json(run, analysis) for run, analysis in analyses.items()]
-        print_json(printed if len(runs) > 1 else printed[0])
+        print_json(printed if len({*runs, *logs}) > 1 else printed[0])
     for message in unreadable:
         click.echo(f"stepwatch: {message}", err=True)
     raise SystemExit(errors.UNUSABLE if unreadable else _status(list(analyses.values())))

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory says that it is a run."""
-    return (path / "run.json").is_file()
+    """Whether a directory says that it is a run, or that smdebug wrote it."""
+    return (path / "run.json").is_file() or is_smdebug_directory(path)
 
 
 def runs_below(folder: Path) -> Iterator[Path]:
