@@ -25,6 +25,7 @@ log = logging.getLogger("stepwatch")
 
 _RANKING = {Severity.INFO: 0, Severity.WARNING: 1, Severity.ERROR: 2}
 _WORTH_ANOTHER_TRY = (408, 425, 429)
+_RECORD_AGAIN_SECONDS = 5.0
 
 
 class Action(Protocol):
@@ -64,11 +65,20 @@ class StopAction:
         reason = f"{finding.rule}: {finding.message}"
         if self._stop is not None:
             self._stop(reason)
-        elif Trace(run_dir).live():
-            request_stop(run_dir, reason, by="watch")
-        else:
+            return "stop requested"
+        trace = Trace(run_dir)
+        if not trace.live():
             return "nothing to stop: the job had ended"
+        if is_of_an_earlier_attempt(trace, finding):
+            return "nothing to stop: the job was started again since"
+        request_stop(run_dir, reason, by="watch")
         return "stop requested"
+
+
+def is_of_an_earlier_attempt(trace: Trace, finding: Finding) -> bool:
+    """Whether the job was started again since it recorded the step at which this was decided."""
+    attempts = trace.attempts(finding.rank)
+    return attempts.deciding(finding.last_step) < len(attempts.entries) - 1
 
 
 class LogAction:
@@ -174,32 +184,49 @@ class Dispatcher:
         run_dir: the run.
         actions: what to do.
         judged_by: "hook" or "watch", recorded with the findings.
+        records: where to record, for a run that cannot be written; the run itself by default.
     """
 
-    def __init__(self, run_dir: Path, actions: Sequence[Action], judged_by: str) -> None:
+    def __init__(self, run_dir: Path, actions: Sequence[Action], judged_by: str, records: Path | None = None) -> None:
         self._run_dir = run_dir
-        self._log = FindingLog(run_dir, judged_by)
+        self._records = records or run_dir
+        self._log = FindingLog(self._records, judged_by)
         self._workers = [_Worker(action, run_dir, self._log) for action in actions]
         self._handed: set[tuple[str, int, str]] = set()
+        self._unwritten: list[dict[str, Any]] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything handed over is done and recorded."""
+        return not self._unwritten and all(worker.idle for worker in self._workers)
 
     def dispatch(self, findings: Sequence[Finding]) -> None:
-        """Record what is new, and have it acted upon. No failure hides a finding or keeps others from acting."""
+        """Record what is new, and have it acted upon. No failure hides a finding or keeps others from acting.
+
+        What could not be recorded is tried again by the next call, also one with no findings.
+        """
         if not findings:
+            self._write()
             return
-        history = _History(self._run_dir)
+        history = _History(self._run_dir, self._records)
         new = [finding for finding in findings if finding.id not in history.found]
+        self._unwritten += [_row(finding, history.attempt(finding)) for finding in new]
+        self._write()
+        for finding in findings:
+            attempt = history.attempt(finding)
+            for worker in self._workers:
+                key = (finding.id, attempt, worker.action.name)
+                if key not in self._handed and not history.done(finding, worker.action.name, attempt):
+                    self._handed.add(key)
+                    worker.submit(finding, attempt)
+
+    def _write(self) -> None:
         try:
-            if new:
-                self._log.append([_row(finding) for finding in new])
+            if self._unwritten:
+                self._log.append(self._unwritten)
+                self._unwritten = []
         except OSError as error:
             log.warning("%s: findings cannot be recorded: %s", self._run_dir, error)
-        for finding in findings:
-            since = history.began(finding)
-            for worker in self._workers:
-                key = (finding.id, since, worker.action.name)
-                if key not in self._handed and not history.done(finding, worker.action.name, since):
-                    self._handed.add(key)
-                    worker.submit(finding)
 
     def close(self, timeout: float = 20.0) -> None:
         """Wait for actions under way, at most so many seconds in all."""
@@ -211,30 +238,25 @@ class Dispatcher:
 class _History:
     """What the trace says was found and done."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, records: Path) -> None:
         self._trace: Trace | None
         try:
             self._trace = Trace(run_dir)
-            rows = {row["finding_id"]: row["actions"] for row in self._trace.findings()}
+            rows = {row["finding_id"]: row["actions"] for row in self._trace.findings(records)}
         except (TraceError, OSError):
             # Another rank's first finding may come before rank 0 has written run.json.
             self._trace, rows = None, {}
         self.found = frozenset(rows)
         self._actions: dict[str, list[dict[str, Any]]] = rows
 
-    def began(self, finding: Finding) -> int:
-        """When the attempt of the job began that recorded the step at which this was decided."""
-        entries = self._trace.attempts(finding.rank).entries if self._trace is not None else []
-        for entry in reversed(entries):
-            start = entry.get("start_step")
-            if start is not None and start <= finding.last_step:
-                return int(entry.get("started_ns", 0))
-        return 0
+    def attempt(self, finding: Finding) -> int:
+        """The attempt of the job that recorded the step at which this was decided."""
+        return self._trace.attempts(finding.rank).deciding(finding.last_step) if self._trace is not None else 0
 
-    def done(self, finding: Finding, action: str, since: int) -> bool:
-        """Whether the action was carried out for this finding since then."""
+    def done(self, finding: Finding, action: str, attempt: int) -> bool:
+        """Whether the action was carried out for this finding of that attempt."""
         return any(
-            row["action"] == action and row["outcome"] == "done" and row["time_ns"] >= since
+            row["action"] == action and row["outcome"] == "done" and (row["attempt"] or 0) == attempt
             for row in self._actions.get(finding.id, ())
         )
 
@@ -246,14 +268,20 @@ class _Worker:
         self.action = action
         self._run_dir = run_dir
         self._log = finding_log
-        self._queue: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+        self._queue: queue.Queue[tuple[Finding, int] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._unwritten: list[tuple[str, str, str, str, int]] = []
 
-    def submit(self, finding: Finding) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether all is done and recorded."""
+        return not self._queue.unfinished_tasks and not self._unwritten
+
+    def submit(self, finding: Finding, attempt: int) -> None:
         """Do it, if the finding is severe enough."""
         if _RANKING[finding.severity] < _RANKING[self.action.at_least]:
             return
-        self._queue.put(finding)
+        self._queue.put((finding, attempt))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"stepwatch-{self.action.name}", daemon=True)
             self._thread.start()
@@ -269,23 +297,44 @@ class _Worker:
         self._thread = None
 
     def _run(self) -> None:
-        while (finding := self._queue.get()) is not None:
+        while True:
             try:
-                outcome, detail = "done", self.action.apply(finding, self._run_dir)
-            except Exception as error:
-                outcome, detail = "failed", f"{type(error).__name__}: {error}"
-                log.warning("action %s on %s failed: %s", self.action.name, finding.rule, detail)
-            try:
-                self._log.append_action(finding.id, self.action.name, outcome, detail)
-            except OSError as error:
-                log.warning("%s: action %s cannot be recorded: %s", self._run_dir, self.action.name, error)
+                task = self._queue.get(timeout=_RECORD_AGAIN_SECONDS if self._unwritten else None)
+            except queue.Empty:
+                self._write()
+                continue
+            if task is not None:
+                finding, attempt = task
+                outcome, detail = self._apply(finding)
+                self._unwritten.append((finding.id, self.action.name, outcome, detail, attempt))
+            self._write()
+            self._queue.task_done()
+            if task is None:
+                return
+
+    def _apply(self, finding: Finding) -> tuple[str, str]:
+        try:
+            return "done", self.action.apply(finding, self._run_dir)
+        except Exception as error:
+            detail = f"{type(error).__name__}: {error}"
+            log.warning("action %s on %s failed: %s", self.action.name, finding.rule, detail)
+            return "failed", detail
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                self._log.append_action(*self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            log.warning("%s: action %s cannot be recorded: %s", self._run_dir, self.action.name, error)
 
 
-def _row(finding: Finding) -> dict[str, Any]:
+def _row(finding: Finding, attempt: int) -> dict[str, Any]:
     content = finding.to_json()
     return {
         **content,
         "finding_id": finding.id,
+        "attempt": attempt,
         "value": finding.value,
         "threshold": finding.threshold,
         "evidence": json.dumps(content["evidence"]),

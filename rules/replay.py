@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -243,11 +243,11 @@ class LiveAnalysis:
         self._concluded: set[int] = set()
         self.steps = 0
 
-    def poll(self) -> list[Finding]:
-        """Judge what is new and return what was found in it."""
+    def poll(self, ranks: Iterable[int] | None = None) -> list[Finding]:
+        """Judge what is new, of these ranks or of all, and return what was found in it."""
         found: list[Finding] = []
         self._trace.refresh()
-        for rank in self._trace.ranks:
+        for rank in self._trace.ranks if ranks is None else ranks:
             ended = self._trace.end(rank) is not None  # asked first: what is read then is all there is
             found += self._feed(self._stream(rank).poll())
             if ended:

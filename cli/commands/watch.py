@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stepwatch.cli import errors
 from stepwatch.cli.runs import RUN_PATH
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stepwatch.rules.sidecar.run import Event
 
 
 @click.command("watch")
@@ -17,7 +24,18 @@ from stepwatch.cli.runs import RUN_PATH
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between looks where no event comes.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    help="Seconds between looks where no event comes.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Directory for the records of runs that cannot be written; $XDG_STATE_HOME/stepwatch by default.",
+)
 @click.option("--once", is_flag=True, help="End when every run that is there has ended.")
 @errors.one_line_errors
 def command(
@@ -27,31 +45,58 @@ def command(
     stop: bool,
     webhook: str | None,
     interval: float,
+    state: Path | None,
     once: bool,
 ) -> None:
-    """Follow live runs: DIR is a run, or a directory of runs. Ends with Ctrl-C.
+    """Follow live runs: DIR is a run, or a directory of runs at any depth. Ends with Ctrl-C or SIGTERM.
+
+    It may be killed and started again at any moment: no finding is missed, and no action is done twice. Of several
+    that watch the same run one acts, and another takes over when it dies.
 
     Exit status: 1 when something was found, else 0.
     """
-    from stepwatch.cli.watching import Watcher
+    from stepwatch.cli.render import console
     from stepwatch.rules.actions import Action, StopAction, WebhookAction
     from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.sidecar.changes import Changes
+    from stepwatch.rules.sidecar.sidecar import Sidecar
 
     actions: list[Action] = []
     if stop:
         actions.append(StopAction())
     if webhook:
         actions.append(WebhookAction(webhook))
-    watcher = Watcher(list(directories), configure(list(rules) or None, list(settings)), actions)
+    sidecar = Sidecar(list(directories), configure(list(rules) or None, list(settings)), actions, state)
+    out = console()
+    found = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's Ctrl-C
     try:
-        with watcher.events() as changed:
+        with Changes(directories, interval) as changes:
             while True:
-                watcher.look()
-                if once and watcher.all_ended():
+                began = time.monotonic()
+                for event in sidecar.look():
+                    found |= _tell(out, event)
+                if once and sidecar.all_ended():
                     break
-                changed.wait(interval)
-                changed.clear()
-                time.sleep(0.05)  # a flush writes several files
+                changes.wait(busy=time.monotonic() - began)
     except KeyboardInterrupt:
         click.echo("stepwatch: no longer watching", err=True)
-    raise SystemExit(errors.ISSUES_FOUND if watcher.found else errors.NOTHING_FOUND)
+    finally:
+        sidecar.close()
+    raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
+
+
+def _tell(out: Console, event: Event) -> bool:
+    """Print it; whether it is a finding."""
+    from stepwatch.cli.render import finding_block
+    from stepwatch.rules.sidecar.run import Ended, Found, Said
+
+    if isinstance(event, Found):
+        out.print(f"{event.run}:", style="bold", markup=False)
+        out.print(finding_block(event.finding))
+        return True
+    if isinstance(event, Ended):
+        out.print(f"{event.run}: {event.status}, {event.findings} issues found", markup=False)
+    elif isinstance(event, Said):
+        out.print(f"{event.run}: {event.message}", style="yellow", markup=False)
+    return False

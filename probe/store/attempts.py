@@ -35,6 +35,14 @@ class Attempts:
         """Step from which rows of this attempt are superseded, or None."""
         return self._cuts[attempt] if attempt < len(self._cuts) else None
 
+    def deciding(self, step: int) -> int:
+        """The attempt that recorded this step last; a finding decided at it belongs to that attempt."""
+        for attempt in range(len(self.entries) - 1, -1, -1):
+            start = self.entries[attempt].get("start_step")
+            if isinstance(start, int) and start <= step:
+                return attempt
+        return 0
+
     def drop_superseded(self, rows: pa.Table, attempt: int) -> pa.Table:
         """Rows of one attempt's part that count; needs the columns ``step`` and ``mode``."""
         cut = self.cut(attempt)

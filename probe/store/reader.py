@@ -264,17 +264,21 @@ class Trace:
         empty = TABLES["system"].empty_table().append_column("node", pa.array([], pa.string()))
         return pa.concat_tables([empty, *pieces])
 
-    def findings(self) -> list[dict[str, Any]]:
+    def findings(self, records: Path | None = None) -> list[dict[str, Any]]:
         """Recorded findings in order, each with ``actions``: what was done about it.
 
         An id found by several judges (the hook and a sidecar) is one finding.
+
+        Args:
+            records: the directory that stands for a run that cannot be written; the run's own by default.
         """
+        folder = (records or self.path) / "findings"
         found: dict[str, dict[str, Any]] = {}
         actions: list[dict[str, Any]] = []
-        for name in sorted(_names(self.path / "findings")):
+        for name in sorted(_names(folder)):
             if not name.endswith(".parquet") or name.startswith("."):
                 continue
-            rows = self._read_file(self.path / "findings" / name, None, None)
+            rows = self._read_file(folder / name, None, None)
             for row in rows.to_pylist() if rows is not None else []:
                 if row["event"] == "found":
                     row["evidence"] = json.loads(row["evidence"] or "{}")
@@ -283,7 +287,7 @@ class Trace:
                     actions.append(row)
         for row in actions:
             if row["finding_id"] in found:
-                kept = {key: row[key] for key in ("action", "outcome", "detail", "time_ns")}
+                kept = {key: row.get(key) for key in ("action", "outcome", "detail", "time_ns", "attempt")}
                 found[row["finding_id"]]["actions"].append(kept)
         return sorted(found.values(), key=lambda row: (row["time_ns"], row["last_step"]))
 

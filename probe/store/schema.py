@@ -89,6 +89,7 @@ TABLES: dict[str, pa.Schema] = {
             ("event", pa.string()),
             ("time_ns", pa.int64()),
             ("judged_by", pa.string()),
+            ("attempt", pa.int32()),
             ("rank", pa.int32()),
             ("rule", pa.string()),
             ("severity", pa.string()),

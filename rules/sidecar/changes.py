@@ -1,0 +1,97 @@
+"""Wakes the sidecar when something below its directories may have changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from watchdog.events import DirCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+log = logging.getLogger("stepwatch")
+
+# File systems that do not tell of what other machines write.
+_SILENT = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "ceph", "gpfs", "beegfs", "gluster", "afs", "virtiofs")
+_SETTLE_SECONDS = 0.05  # a flush writes several files
+_FLOOD = 2000  # events in a second from which on asking is cheaper than being told
+
+
+def tells_of_changes(path: Path) -> bool:
+    """Whether the file system that a directory is on has events for all that is written to it."""
+    resolved = path.resolve()
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = next((mounts[parent] for parent in (resolved, *resolved.parents) if parent in mounts), "")
+    return not kind.lower().startswith(_SILENT)
+
+
+class Changes:
+    """File events, and a clock where there are none: network file systems, FUSE, too many to be watched.
+
+    A context manager.
+
+    Args:
+        directories: what to watch, at any depth.
+        interval: seconds after which :meth:`wait` returns in any case.
+    """
+
+    def __init__(self, directories: Sequence[Path], interval: float) -> None:
+        self._directories = [directory for directory in directories if tells_of_changes(directory)]
+        self._interval = interval
+        self._changed = threading.Event()
+        self._handler = _Waker(self._changed)
+        self._observer = Observer()
+        self.by_events = False
+
+    def __enter__(self) -> Changes:
+        try:
+            for directory in self._directories:
+                kinds = [FileMovedEvent, DirCreatedEvent]
+                self._observer.schedule(self._handler, str(directory), recursive=True, event_filter=kinds)
+            self._observer.start()
+            self.by_events = bool(self._directories)
+        except OSError as error:
+            log.warning("no file events (%s): looking every %g s instead", error.strerror or error, self._interval)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_events()
+
+    def wait(self, busy: float) -> None:
+        """Return when something has changed, or the interval has passed.
+
+        Args:
+            busy: seconds that the last look took; the pause is long enough that looking does not fill the time.
+        """
+        began = time.monotonic()
+        if self._changed.wait(self._interval):
+            time.sleep(max(_SETTLE_SECONDS, busy))
+        self._changed.clear()
+        seconds = time.monotonic() - began
+        events, self._handler.count = self._handler.count, 0
+        if self.by_events and events > _FLOOD * max(seconds, 1.0):
+            log.info("more than %d file events a second: looking every %g s instead", _FLOOD, self._interval)
+            self._end_events()
+
+    def _end_events(self) -> None:
+        if self.by_events:
+            self.by_events = False
+            self._observer.stop()
+            self._observer.join()
+
+
+class _Waker(FileSystemEventHandler):
+    def __init__(self, changed: threading.Event) -> None:
+        self._changed = changed
+        self.count = 0
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """A file has got its final name, or a directory has appeared."""
+        self.count += 1
+        self._changed.set()

@@ -1,0 +1,171 @@
+"""One run that a sidecar follows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwatch.probe.store.layout import rank_folder
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.actions import Action, Dispatcher
+from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.finding import Finding
+from stepwatch.rules.replay import LiveAnalysis
+from stepwatch.rules.sidecar.lease import Lease
+
+# A folder that was changed twice within one tick of the file system's clock looks as if it had been changed once.
+_YOUNG_SECONDS = 2.0
+_LIVENESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that the sidecar has to say of a run."""
+
+    run: Path
+
+
+@dataclass(frozen=True)
+class Found(Event):
+    """A rule found something."""
+
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Ended(Event):
+    """The run is over.
+
+    Attributes:
+        status: how it ended, see :meth:`Trace.status`.
+        findings: how many there were.
+    """
+
+    status: str
+    findings: int
+
+
+@dataclass(frozen=True)
+class Said(Event):
+    """Something about the run that a person should know, said once."""
+
+    message: str
+
+
+class WatchedRun:
+    """Judges a run as it grows, and acts on it while it holds the run's lease.
+
+    Judging begins with the run's first step, also after a restart of the sidecar: rules depend on nothing but the
+    steps, so the same findings come again, and what was done about them is in the records.
+
+    Args:
+        trace: the run.
+        specs: the rules.
+        actions: what to do about findings.
+        records: where findings, actions and the lease are kept.
+        act: whether anything is done; not about a run that was over before it was watched.
+    """
+
+    def __init__(
+        self, trace: Trace, specs: Sequence[RuleSpec], actions: Sequence[Action], records: Path, *, act: bool
+    ) -> None:
+        self.trace = trace
+        self.act = act
+        self.ended = False
+        self._specs = specs
+        self._analysis: LiveAnalysis | None = None
+        self._dispatcher = Dispatcher(trace.path, actions, judged_by="watch", records=records)
+        self._lease = Lease(records / "control")
+        self._acting: bool | None = None
+        self._pending: list[Finding] = []
+        self._stamps: dict[Path, tuple[int, float]] = {}
+        self._told: set[tuple[str, int]] = set()
+        self._live = True
+        self._live_asked = 0.0
+
+    def look(self) -> list[Event]:
+        """Judge what is new, and act on it.
+
+        Raises:
+            TraceError, OSError: the run cannot be read.
+        """
+        events = self._judge()
+        if self.act:
+            try:
+                events += self._act()
+            except OSError as error:  # what is to be done stays pending
+                events.append(Said(self.trace.path, f"cannot be acted upon: {error}"))
+        return events
+
+    def close(self) -> None:
+        """Finish the actions under way, and let another sidecar act."""
+        self._dispatcher.close()
+        self._lease.release()
+
+    def _judge(self) -> list[Event]:
+        begun, ended = self._changed(self.trace.path / "ranks"), self._changed(self.trace.path / "end")
+        if self.ended and not (begun and self.trace.live()):
+            return []
+        self.act |= self.ended  # it was started again while it is watched
+        self.ended = False
+        if self._analysis is None:
+            self._analysis = LiveAnalysis(self.trace, self._specs)
+        folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
+        changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
+        live = self._is_live(ask=begun or ended or not changed)
+        findings = self._analysis.poll(changed) if live else self._analysis.conclude()
+        new = [finding for finding in findings if self._is_new(finding)]
+        self._pending += new if self.act else []
+        events: list[Event] = [Found(self.trace.path, finding) for finding in new]
+        if not live:
+            self.ended = True
+            self._analysis = None  # a run that is over takes no memory
+            events.append(Ended(self.trace.path, self.trace.status(), len(self._told)))
+        return events
+
+    def _act(self) -> list[Event]:
+        if self.ended and not self._pending:
+            if self._dispatcher.idle:
+                self._lease.release()
+            return []
+        if not self._lease.acquire():
+            first = self._acting is not False
+            self._acting = False
+            holder = self._lease.holder()
+            return [Said(self.trace.path, f"{holder} acts on this run; this one looks on")] if first else []
+        took_over = self._acting is False
+        self._acting = True
+        pending, self._pending = self._pending, []
+        self._dispatcher.dispatch(pending)
+        return [Said(self.trace.path, "the other has gone; this one acts from now on")] if took_over else []
+
+    def _is_new(self, finding: Finding) -> bool:
+        key = (finding.id, self.trace.attempts(finding.rank).deciding(finding.last_step))
+        if key in self._told:
+            return False
+        self._told.add(key)
+        return True
+
+    def _is_live(self, *, ask: bool) -> bool:
+        """Whether the job goes on; while it writes this is asked seldom."""
+        now = time.monotonic()
+        if ask and (not self._live or now - self._live_asked >= _LIVENESS_SECONDS):
+            self._live = self.trace.live()
+            self._live_asked = now
+        return self._live
+
+    def _changed(self, folder: Path) -> bool:
+        """Whether something may have appeared in a folder since this was last asked."""
+        try:
+            stamp = os.stat(folder).st_mtime_ns
+        except FileNotFoundError:
+            return self._stamps.pop(folder, None) is not None
+        now = time.monotonic()
+        known = self._stamps.get(folder)
+        if known is None or known[0] != stamp:
+            self._stamps[folder] = (stamp, now)
+            return True
+        return now - known[1] < _YOUNG_SECONDS

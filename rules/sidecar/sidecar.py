@@ -1,0 +1,152 @@
+"""Follows the runs below some directories."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stepwatch.probe.store.discovery import runs_below
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.actions import Action
+from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_of
+from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
+
+_WALK_SHARE = 0.02  # of the time may be spent on looking for new runs
+_WALK_SECONDS = 1.0
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+class Sidecar:
+    """Judges every run below the directories, also those that appear later, and acts on what is found.
+
+    It may be killed at any moment: what is found is derived from the runs again, and what was done is recorded.
+
+    Args:
+        directories: runs, or directories that hold runs at any depth.
+        specs: the rules.
+        actions: what to do about findings.
+        state_dir: where records of runs are kept that cannot be written;
+            :func:`.places.default_state_dir` by default.
+
+    Raises:
+        TraceError: a directory does not exist.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        specs: Sequence[RuleSpec],
+        actions: Sequence[Action] = (),
+        state_dir: Path | None = None,
+    ) -> None:
+        for directory in directories:
+            if not directory.is_dir():
+                what = "is a file; expected a directory" if directory.exists() else "no such directory"
+                raise TraceError(f"{directory}: {what}")
+        self._state_dir = state_dir or default_state_dir()
+        self._places = [(directory, OldRuns(directory, self._state_dir)) for directory in directories]
+        self._specs = list(specs)
+        self._actions = list(actions)
+        self._runs: dict[Path, WatchedRun] = {}
+        self._troubles: dict[Path, _Trouble] = {}
+        self._next_walk = 0.0
+
+    def look(self) -> Iterator[Event]:
+        """Judge what is new in every run, and act on it."""
+        if time.monotonic() >= self._next_walk:
+            began = time.monotonic()
+            yield from self._search()
+            took = time.monotonic() - began
+            self._next_walk = began + max(_WALK_SECONDS, took / _WALK_SHARE)
+        for path, run in list(self._runs.items()):
+            trouble = self._troubles.get(path)
+            if trouble is not None and not trouble.due():
+                continue
+            try:
+                yield from run.look()
+                self._troubles.pop(path, None)
+            except (TraceError, OSError) as error:
+                yield from self._troubled(path, error)
+
+    def all_ended(self) -> bool:
+        """Whether there is a run, and none is live."""
+        return bool(self._runs) and all(run.ended for run in self._runs.values())
+
+    def close(self) -> None:
+        """Finish the actions under way, and let another sidecar act."""
+        for run in self._runs.values():
+            run.close()
+
+    def _search(self) -> Iterator[Event]:
+        """Take up runs that have appeared, and drop those that have gone."""
+        for path in [path for path in self._runs if not (path / "run.json").exists()]:
+            yield Said(path, "has gone; no longer watched")
+            self._runs.pop(path).close()
+        for directory, old in self._places:
+            appeared: list[WatchedRun] = []
+            for path in runs_below(directory):
+                trouble = self._troubles.get(path)
+                if path in self._runs or (trouble is not None and not trouble.due()):
+                    continue
+                try:
+                    run = self._take_up(path, old)
+                    appeared += [run] if run is not None else []
+                    self._troubles.pop(path, None)
+                except (TraceError, OSError) as error:
+                    yield from self._troubled(path, error)
+            if not old.known:
+                yield from self._begin(directory, old, appeared)
+
+    def _take_up(self, path: Path, old: OldRuns) -> WatchedRun | None:
+        trace = Trace(path)
+        if not trace.ranks:
+            return None  # no rank has said yet that it began
+        records = records_of(path, trace.info.run_id, self._state_dir)
+        act = old.known and not old.holds(trace.info.run_id, _attempts(trace))
+        run = WatchedRun(trace, self._specs, self._actions, records, act=act)
+        self._runs[path] = run
+        return run
+
+    def _begin(self, directory: Path, old: OldRuns, runs: list[WatchedRun]) -> Iterator[Event]:
+        """The directory is watched for the first time."""
+        for run in runs:
+            run.act = run.trace.live()
+        try:
+            old.remember({run.trace.info.run_id: _attempts(run.trace) for run in runs if not run.act})
+        except OSError as error:
+            yield Said(directory, f"which runs were over before cannot be remembered: {error}")
+
+    def _troubled(self, path: Path, error: Exception) -> Iterator[Event]:
+        """Say what is wrong with a run, once, and try again later, at growing intervals."""
+        trouble = self._troubles.setdefault(path, _Trouble())
+        text = str(error).removeprefix(f"{path}: ")
+        if text != trouble.text:
+            yield Said(path, text)
+        trouble.again(text)
+
+
+class _Trouble:
+    """A run that cannot be read now."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._pause = _FIRST_PAUSE
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time to try again."""
+        return time.monotonic() >= self._next
+
+    def again(self, text: str) -> None:
+        """It failed again."""
+        self._pause = _FIRST_PAUSE if text != self.text else min(2 * self._pause, _LONGEST_PAUSE)
+        self.text = text
+        self._next = time.monotonic() + self._pause
+
+
+def _attempts(trace: Trace) -> int:
+    return sum(len(trace.attempts(rank).entries) for rank in trace.ranks)
