@@ -92,6 +92,8 @@ def _tensors(trace: Trace, ranks: list[int], pattern: re.Pattern[str]) -> list[d
     described = trace.tensors()
     saved = trace.table("steps", columns=["step", "saved", "mode"], ranks=ranks).to_pandas()
     saved = saved[saved["saved"].fillna(False).astype(bool)]
+    training = saved[saved["mode"].isin(["TRAIN", "GLOBAL"])]
+    saved = saved if training.empty else training
     if saved.empty:
         return []
     # Different collections may have been saved at different steps; the last few cover them.

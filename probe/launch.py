@@ -120,7 +120,7 @@ class _Discovery:
         if self._depth > 1 or module in self._seen:
             return
         self._seen.add(module)
-        if _is_loss(module):
+        if is_loss(module):
             if self._hook is not None:
                 self._hook.watch_loss(module)
         elif next(module.parameters(), None) is not None:
@@ -151,7 +151,8 @@ class _Discovery:
         self._handles.clear()
 
 
-def _is_loss(module: nn.Module) -> bool:
+def is_loss(module: nn.Module) -> bool:
+    """Whether a module is a loss, by its class or its class's name."""
     return isinstance(module, nn.modules.loss._Loss) or (
         type(module).__name__.endswith("Loss") and next(module.parameters(), None) is None
     )

@@ -1,0 +1,81 @@
+"""Hugging Face: ``Trainer(..., callbacks=[StepwatchCallback("runs/exp1", rules="recommended", actions=["stop"])])``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from stepwatch.probe.hook import Hook
+
+
+class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
+    """Records a training of a Trainer.
+
+    What the Trainer logs is recorded too. When a rule or ``stepwatch stop`` asks for it, the Trainer saves a checkpoint
+    of its own in its output directory at the end of the step, and stops.
+
+    Attributes:
+        hook: the hook of the training under way; None outside.
+
+    Args:
+        out_dir: directory of the run.
+        options: further arguments of :class:`stepwatch.probe.Hook`; the model and the optimizer are the Trainer's.
+    """
+
+    def __init__(self, out_dir: str | os.PathLike[str], **options: Any) -> None:
+        self.hook: Hook | None = None
+        self._out_dir = out_dir
+        self._options = options
+        self._stop_reason: str | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach to the model and the optimizer."""
+        self._stop_reason = None
+        optimizer = kwargs["optimizer"]
+
+        def checkpoint(step: int) -> Path:
+            """Where the Trainer will write it at the end of this step."""
+            return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step + 1}"
+
+        own = {"checkpoint": checkpoint, "stop": self._stop, "start_step": state.global_step}
+        self.hook = Hook(
+            self._out_dir,
+            model=kwargs["model"],
+            optimizer=getattr(optimizer, "optimizer", optimizer),
+            **{**own, **self._options},
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Record what the Trainer logs."""
+        for name, value in (logs or {}).items():
+            if self.hook is not None and isinstance(value, (int, float)):
+                self.hook.log(name, value)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the Trainer save and stop where that is due."""
+        if self._stop_reason is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the run."""
+        if self.hook is not None:
+            self.hook.close("finished" if self._stop_reason is None else "stopped", self._stop_reason or "")
+            self.hook = None
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
