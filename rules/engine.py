@@ -46,6 +46,14 @@ class Engine:
                 found += self._ask(evaluation, lambda rule: rule.observe(step))
         return found
 
+    def waited(self, rank: int, now_ns: int) -> list[Finding]:
+        """The rank has recorded nothing more by this time; returns what is found in that."""
+        found: list[Finding] = []
+        for evaluation in self._of_rank(rank):
+            if not evaluation.error:
+                found += self._ask(evaluation, lambda rule: rule.waited(now_ns))
+        return found
+
     def conclude(self, rank: int) -> list[Finding]:
         """The rank's run is over; returns what could be said only now."""
         found: list[Finding] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -252,6 +253,9 @@ class LiveAnalysis:
             found += self._feed(self._stream(rank).poll())
             if ended:
                 found += self._conclude(rank)
+        if self._trace.live():
+            for rank in self._streams.keys() - self._concluded:
+                found += self._engine.waited(rank, time.time_ns())
         return found
 
     def conclude(self) -> list[Finding]:

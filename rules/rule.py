@@ -44,6 +44,13 @@ class Rule(ABC):
         A problem that lasts is said once, when the evidence suffices, not at every step.
         """
 
+    def waited(self, now_ns: int) -> Iterable[Finding]:
+        """A live run has recorded nothing more by this time (nanoseconds since the epoch).
+
+        Asked by those who watch a run; what is found must be what :meth:`observe` would find when the run goes on.
+        """
+        return ()
+
     def conclude(self) -> Iterable[Finding]:
         """The run is over: what could be said only then. Called at most once."""
         return ()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.sagemaker.activations import DeadRelu, SaturatedActivation
+from stepwatch.rules.sagemaker.data import CheckInputImages, ClassImbalance, Confusion, NLPSequenceRatio
 from stepwatch.rules.sagemaker.gradients import ExplodingTensor, PoorWeightInitialization, VanishingGradient
 from stepwatch.rules.sagemaker.loss import LossNotDecreasing, Overfit, Overtraining
+from stepwatch.rules.sagemaker.runs import SimilarAcrossRuns, StalledTrainingRule
 from stepwatch.rules.sagemaker.tensors import AllZero, TensorVariance, UnchangedTensor, WeightUpdateRatio
 
 SAGEMAKER: tuple[type[Rule], ...] = (
@@ -16,10 +18,16 @@ SAGEMAKER: tuple[type[Rule], ...] = (
     DeadRelu,
     WeightUpdateRatio,
     AllZero,
+    ClassImbalance,
     LossNotDecreasing,
     Overfit,
     Overtraining,
+    SimilarAcrossRuns,
+    StalledTrainingRule,
     TensorVariance,
     UnchangedTensor,
+    CheckInputImages,
+    NLPSequenceRatio,
+    Confusion,
 )
 """In the order of SageMaker's documentation."""
