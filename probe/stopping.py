@@ -122,16 +122,24 @@ class Stopper:
         assert self._agreement is not None
         reason = self._agreement.reason
         self.stopped = True
+        request = self._agreement.request_id
         path: str | None = None
         if self._checkpoint is not None:
+            self._answer(request, step, None, saving=True)
             try:
                 written = self._checkpoint(step)
                 path = os.fspath(written) if written is not None else None
             except Exception:
                 log.exception("the checkpoint callback failed; the job is stopped without a checkpoint")
-        acknowledge(self._run_dir, self._rank, self._agreement.request_id, step=step, checkpoint=path)
+        self._answer(request, step, path)
         log.warning("stopping after %d steps: %s", step, reason)
         return Stopped(reason, path)
+
+    def _answer(self, request: str, step: int, checkpoint: str | None, saving: bool = False) -> None:
+        try:
+            acknowledge(self._run_dir, self._rank, request, step=step, checkpoint=checkpoint, saving=saving)
+        except OSError as error:
+            log.warning("%s: the stop cannot be acknowledged: %s", self._run_dir, error)
 
     def leave(self, stopped: Stopped, step: int) -> None:
         """Hand the stop to the script, in the style it asked for.

@@ -20,6 +20,10 @@ class NotThatProcess(Exception):
     """The recorded process cannot be found, or what has its number now is another one."""
 
 
+class ProcessGone(NotThatProcess):
+    """The recorded process has ended."""
+
+
 def recorded_process(identity: dict[str, Any]) -> psutil.Process:
     """The very process that was recorded: same host, boot, pid, start time, executable and user.
 
@@ -29,23 +33,43 @@ def recorded_process(identity: dict[str, Any]) -> psutil.Process:
     if identity.get("host") != socket.gethostname():
         raise NotThatProcess(f"it runs on {identity.get('host')}, this is {socket.gethostname()}")
     if identity.get("boot_id", "") != boot_id():
-        raise NotThatProcess("the machine was started again since")
+        raise ProcessGone("the machine was started again since")
     try:
         process = psutil.Process(int(identity["pid"]))
         if abs(process.create_time() - float(identity["process_start_time"])) >= 1:
-            raise NotThatProcess(f"process {process.pid} was started at another time: the number was given again")
+            raise ProcessGone(f"process {process.pid} was started at another time: the number was given again")
         recorded = os.path.realpath(str(identity["executable"]))
         if os.path.realpath(process.exe()) != recorded:
             raise NotThatProcess(f"process {process.pid} runs {process.exe()}, recorded was {recorded}")
         if process.username() != identity["user"]:
             raise NotThatProcess(f"process {process.pid} is {process.username()}'s, recorded was {identity['user']}")
     except psutil.NoSuchProcess:
-        raise NotThatProcess(f"process {identity['pid']} is gone") from None
+        raise ProcessGone(f"process {identity['pid']} is gone") from None
     except psutil.AccessDenied:
         raise NotThatProcess(f"process {identity['pid']} cannot be looked at: not permitted") from None
     except (KeyError, TypeError, ValueError):
         raise NotThatProcess("what was recorded of it is incomplete") from None
     return process
+
+
+def find_processes(trace: Trace, say: Callable[[str], None]) -> tuple[dict[int, psutil.Process], bool]:
+    """Processes of the ranks that run on this machine, and whether those are all that may run.
+
+    Args:
+        trace: the run.
+        say: told which rank is left alone, and why.
+    """
+    processes: dict[int, psutil.Process] = {}
+    complete = True
+    for rank in trace.ranks:
+        entries = trace.attempts(rank).entries
+        try:
+            processes[rank] = recorded_process(entries[-1] if entries else {})
+        except NotThatProcess as error:
+            if trace.end(rank) is None:
+                say(f"rank {rank} is left alone: {error}")
+                complete &= isinstance(error, ProcessGone)
+    return processes, complete
 
 
 def terminate(trace: Trace, grace: float, say: Callable[[str], None]) -> bool:
@@ -59,16 +83,7 @@ def terminate(trace: Trace, grace: float, say: Callable[[str], None]) -> bool:
         grace: seconds.
         say: told of everything that is done or cannot be done.
     """
-    processes: dict[int, psutil.Process] = {}
-    complete = True
-    for rank in trace.ranks:
-        entries = trace.attempts(rank).entries
-        try:
-            processes[rank] = recorded_process(entries[-1] if entries else {})
-        except NotThatProcess as error:
-            if trace.end(rank) is None:
-                say(f"rank {rank} is left alone: {error}")
-                complete = False
+    processes, complete = find_processes(trace, say)
     children = [child for process in processes.values() for child in _children(process)]
     left = _signal(processes, "SIGTERM", psutil.Process.terminate, say)
     deadline = time.monotonic() + grace

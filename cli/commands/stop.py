@@ -57,7 +57,7 @@ def command(run: Path, reason: str, wait: float, kill: bool, grace: float) -> No
         live = trace.live()  # asked first: a job answers before it ends
         for rank in sorted(waiting):
             answer = read_acknowledgement(run, rank)
-            if answer is not None and answer.request_id == request:
+            if answer is not None and answer.request_id == request and not answer.saving:
                 waiting.discard(rank)
                 saved = f"checkpoint {answer.checkpoint}" if answer.checkpoint else "no checkpoint"
                 click.echo(f"rank {rank} stopped after {answer.step} steps, {saved}")

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from stepwatch.rules.sidecar.run import Event
 
 
+_SECONDS = click.FloatRange(min=0)
+
+
 @click.command("watch")
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=RUN_PATH)
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
-@click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found.")
+@click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found: ask, SIGTERM, SIGKILL.")
+@click.option("--answer", type=_SECONDS, default=60.0, show_default=True, help="Seconds to wait for the job's answer.")
+@click.option("--grace", type=_SECONDS, default=30.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")
+@click.option("--dry-run", is_flag=True, help="Say what --stop would do, and do not do it.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON.")
 @click.option(
     "--interval",
@@ -43,6 +49,9 @@ def command(
     rules: tuple[str, ...],
     settings: tuple[str, ...],
     stop: bool,
+    answer: float,
+    grace: float,
+    dry_run: bool,
     webhook: str | None,
     interval: float,
     state: Path | None,
@@ -56,14 +65,15 @@ def command(
     Exit status: 1 when something was found, else 0.
     """
     from stepwatch.cli.render import console
-    from stepwatch.rules.actions import Action, StopAction, WebhookAction
+    from stepwatch.rules.actions import Action, WebhookAction
     from stepwatch.rules.catalogue import configure
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.sidecar import Sidecar
+    from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
 
     actions: list[Action] = []
     if stop:
-        actions.append(StopAction())
+        actions.append(DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace))
     if webhook:
         actions.append(WebhookAction(webhook))
     sidecar = Sidecar(list(directories), configure(list(rules) or None, list(settings)), actions, state)

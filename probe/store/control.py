@@ -36,12 +36,16 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Acknowledgement:
-    """What a rank did about a request: stopped after ``step`` steps, its checkpoint at ``checkpoint``."""
+    """What a rank did about a request: stopped after ``step`` steps, its checkpoint at ``checkpoint``.
+
+    With ``saving`` it has stopped, and is still writing the checkpoint.
+    """
 
     request_id: str
     step: int
     checkpoint: str | None
     time_ns: int
+    saving: bool = False
 
 
 def request_stop(run_dir: Path, reason: str, by: str) -> str:
@@ -66,9 +70,11 @@ def read_request(run_dir: Path) -> StopRequest | None:
     )
 
 
-def acknowledge(run_dir: Path, rank: int, request_id: str, *, step: int, checkpoint: str | None) -> None:
-    """Say that this rank has stopped."""
-    content = {"request_id": request_id, "step": step, "checkpoint": checkpoint, "time_ns": time.time_ns()}
+def acknowledge(
+    run_dir: Path, rank: int, request_id: str, *, step: int, checkpoint: str | None, saving: bool = False
+) -> None:
+    """Say that this rank has stopped, or has stopped and is saving its checkpoint."""
+    content = asdict(Acknowledgement(request_id, step, checkpoint, time.time_ns(), saving))
     write_json(run_dir / "control" / f"stopped-rank={rank:05d}.json", content)
 
 
@@ -82,6 +88,7 @@ def read_acknowledgement(run_dir: Path, rank: int) -> Acknowledgement | None:
         int(content.get("step", 0)),
         content.get("checkpoint"),
         int(content.get("time_ns", 0)),
+        bool(content.get("saving")),
     )
 
 

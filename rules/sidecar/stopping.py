@@ -1,0 +1,157 @@
+"""Stops a job from outside: asks, and ends it where it does not answer."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stepwatch.probe.store.control import Acknowledgement, read_acknowledgement, read_request, request_stop
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.actions import is_of_an_earlier_attempt
+from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.termination import find_processes, terminate
+
+log = logging.getLogger("stepwatch")
+
+_POLL_SECONDS = 0.1
+_PAUSES = (5.0, 30.0, 120.0, 600.0)
+
+
+class EscalatingStop:
+    """Stops the job after its checkpoint; where it does not answer, by SIGTERM and then SIGKILL.
+
+    A job that has answered is left to end by itself. One that is saving its checkpoint is given the time that it
+    needs, up to ten times that for an answer. One that cannot be ended is tried again, at growing intervals, as long
+    as it runs, and every time is logged as an error. A job that was started again meanwhile is left alone.
+
+    Args:
+        answer: seconds to wait for the job's answer.
+        grace: seconds between SIGTERM and SIGKILL.
+        at_least: severity from which it stops.
+        shout: told of a stop that failed, besides the log.
+    """
+
+    name = "stop"
+
+    def __init__(
+        self,
+        *,
+        answer: float = 60.0,
+        grace: float = 30.0,
+        at_least: Severity = Severity.ERROR,
+        shout: Callable[[Path, str], None] | None = None,
+    ) -> None:
+        self._answer_seconds = answer
+        self._grace = grace
+        self.at_least = at_least
+        self._shout = shout
+
+    def apply(self, finding: Finding, run_dir: Path) -> str:
+        """Stop it; returns when it has stopped, or answered that it does."""
+        trace = Trace(run_dir)
+        done: list[str] = []
+
+        def say(text: str) -> None:
+            done.append(text)
+            log.warning("%s: %s", run_dir, text)
+
+        for pause in _pauses():
+            why_not = _nothing_to_stop(trace, finding)
+            if why_not:
+                return "; ".join([*done, why_not])
+            _ask(trace, f"{finding.rule}: {finding.message}")
+            answers = self._await_answers(trace)
+            if answers:
+                return "; ".join([*done, *answers])
+            if trace.live():
+                say(f"no answer in {self._answer_seconds:g} s")
+                if terminate(trace, self._grace, say):
+                    return "; ".join(done)
+                self._fail(run_dir, f"the job could not be stopped ({done[-1]}); trying again in {pause:g} s")
+                time.sleep(pause)
+        raise AssertionError("pauses do not end")
+
+    def _await_answers(self, trace: Trace) -> list[str]:
+        """What every rank answered, in words; nothing where one did not in time, or the job ended without."""
+        began = time.monotonic()
+        while True:
+            live = trace.live()  # asked first: a job answers before it ends
+            answers = {rank: _answer(trace, rank) for rank in trace.ranks}
+            given = {rank: answer for rank, answer in answers.items() if answer is not None}
+            if len(given) == len(answers) and not any(answer.saving for answer in given.values()):
+                return [_describe(rank, answer) for rank, answer in sorted(given.items())]
+            allowed = self._answer_seconds * (10 if any(answer.saving for answer in given.values()) else 1)
+            if not live or time.monotonic() - began > allowed:
+                return []
+            time.sleep(_POLL_SECONDS)
+
+    def _fail(self, run_dir: Path, text: str) -> None:
+        log.error("%s: %s", run_dir, text)
+        if self._shout is not None:
+            self._shout(run_dir, text)
+
+
+class DryRun:
+    """Says what :class:`EscalatingStop` would do, and does nothing.
+
+    Args:
+        at_least: severity from which it would stop.
+    """
+
+    name = "stop (dry run)"
+
+    def __init__(self, at_least: Severity = Severity.ERROR) -> None:
+        self.at_least = at_least
+
+    def apply(self, finding: Finding, run_dir: Path) -> str:
+        """Look for what would be asked, and for the processes that would be signalled."""
+        trace = Trace(run_dir)
+        text = _nothing_to_stop(trace, finding) or "; ".join(describe_stop(trace))
+        log.warning("%s: dry run: %s", run_dir, text)
+        return text
+
+
+def describe_stop(trace: Trace) -> list[str]:
+    """What a stop of this run would do, one phrase each."""
+    left_alone: list[str] = []
+    processes, _ = find_processes(trace, left_alone.append)
+    signals = [f"then end process {process.pid} of rank {rank}" for rank, process in processes.items()]
+    return [f"would ask {len(trace.ranks)} rank(s) to stop", *signals, *left_alone]
+
+
+def _nothing_to_stop(trace: Trace, finding: Finding) -> str:
+    if not trace.live():
+        return "nothing to stop: the job had ended"
+    if is_of_an_earlier_attempt(trace, finding):
+        return "nothing to stop: the job was started again since"
+    return ""
+
+
+def _ask(trace: Trace, reason: str) -> None:
+    """Request the stop, unless this attempt of the job has been asked already."""
+    request = read_request(trace.path)
+    if request is None or request.time_ns < min(_began(trace, rank) for rank in trace.ranks):
+        request_stop(trace.path, reason, by="watch")
+
+
+def _answer(trace: Trace, rank: int) -> Acknowledgement | None:
+    """What this attempt of the rank answered, to whichever request."""
+    answer = read_acknowledgement(trace.path, rank)
+    return answer if answer is not None and answer.time_ns >= _began(trace, rank) else None
+
+
+def _began(trace: Trace, rank: int) -> int:
+    entries = trace.attempts(rank).entries
+    return int(entries[-1].get("started_ns", 0)) if entries else 0
+
+
+def _describe(rank: int, answer: Acknowledgement) -> str:
+    saved = f"checkpoint {answer.checkpoint}" if answer.checkpoint else "no checkpoint"
+    return f"rank {rank} stopped after {answer.step} steps, {saved}"
+
+
+def _pauses() -> Iterator[float]:
+    return itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))

@@ -1,0 +1,156 @@
+"""A job is stopped from outside: it is asked, and ended where it does not answer. All processes are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stepwatch.probe.store.control import read_request
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.sidecar import stopping
+from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
+from tests.sidecar.conftest import Job
+
+SILENT = """
+import signal, sys, time
+from pathlib import Path
+from tests.sidecar.conftest import Job
+if sys.argv[2] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+job = Job(Path(sys.argv[1])).train(1, 200)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+SAVING = """
+import sys, time, torch
+from torch import nn
+from stepwatch.probe import Hook
+torch.set_num_threads(1)
+model = nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e6)
+
+def checkpoint(step):
+    time.sleep(2)
+    torch.save(model.state_dict(), sys.argv[1] + ".pt")
+    return sys.argv[1] + ".pt"
+
+hook = Hook(sys.argv[1], model=model, optimizer=optimizer, checkpoint=checkpoint)
+for _ in range(100000):
+    optimizer.zero_grad()
+    (model(torch.randn(8, 4)) ** 2).mean().backward()
+    optimizer.step()
+    time.sleep(0.005)
+"""
+
+FINDING = Finding("Spike", Severity.ERROR, 1, 1, ("loss",), 200.0, 100.0, "loss is 200", "nothing")
+
+Launch = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start(kind: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SILENT, str(tmp_path / "run"), kind]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env))
+        assert jobs[-1].stdout is not None and jobs[-1].stdout.readline() == "ready\n"
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+        job.wait()
+
+
+def test_a_job_that_saves_its_checkpoint_is_given_the_time(tmp_path: Path) -> None:
+    """The checkpoint takes longer than an answer may, and is written whole; a dry run beforehand changes nothing."""
+    watch = [sys.executable, "-m", "stepwatch.cli", "watch", str(tmp_path), "--stop", "--answer", "1.5", "--once"]
+    watching = subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1 and "TrainingStopped" in errors  # by itself, not by a signal
+    watching.communicate(timeout=30)
+    assert (tmp_path / "run.pt").stat().st_size > 0
+    done = [action for row in Trace(tmp_path / "run").findings() for action in row["actions"]]
+    assert {action["outcome"] for action in done} == {"done"}
+    assert any(f"steps, checkpoint {tmp_path / 'run.pt'}" in action["detail"] for action in done)
+
+
+def test_a_job_that_does_not_answer_gets_sigterm(tmp_path: Path, launch: Launch) -> None:
+    job = launch("hanging")
+    done = EscalatingStop(answer=0.2, grace=20).apply(FINDING, tmp_path / "run")
+    assert done == f"no answer in 0.2 s; rank 0: sent SIGTERM to process {job.pid}"
+    assert job.wait() == -signal.SIGTERM
+    request = read_request(tmp_path / "run")
+    assert request is not None and request.reason == "Spike: loss is 200"
+    assert EscalatingStop().apply(FINDING, tmp_path / "run") == "nothing to stop: the job had ended"
+
+
+def test_a_job_that_ignores_sigterm_is_killed(tmp_path: Path, launch: Launch) -> None:
+    job = launch("deaf")
+    done = EscalatingStop(answer=0.1, grace=0.3).apply(FINDING, tmp_path / "run")
+    assert done.endswith(f"rank 0: sent SIGKILL to process {job.pid}")
+    assert job.wait() == -signal.SIGKILL
+
+
+def test_a_dry_run_says_what_would_be_done(tmp_path: Path, launch: Launch) -> None:
+    job = launch("hanging")
+    done = DryRun().apply(FINDING, tmp_path / "run")
+    assert done == f"would ask 1 rank(s) to stop; then end process {job.pid} of rank 0"
+    assert read_request(tmp_path / "run") is None and job.poll() is None
+
+
+def test_a_stop_that_fails_is_shouted_about_and_tried_again(
+    tmp_path: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trace says another user's process writes it: nobody is signalled; then it turns out to be this one's."""
+    job = launch("hanging")
+    path = tmp_path / "run" / "ranks" / "rank=00000.json"
+    recorded = path.read_text()
+    content = json.loads(recorded)
+    content["attempts"][-1]["user"] = "somebody-else"
+    path.write_text(json.dumps(content))
+    shouted: list[str] = []
+
+    def pause(seconds: float) -> None:
+        if seconds == stopping._PAUSES[0]:
+            assert psutil.pid_exists(job.pid) and job.poll() is None
+            path.write_text(recorded)
+
+    monkeypatch.setattr(stopping.time, "sleep", pause)
+    stop = EscalatingStop(answer=0.0, grace=5.0, shout=lambda run, text: shouted.append(text))
+    done = stop.apply(FINDING, tmp_path / "run")
+    assert done.endswith(f"sent SIGTERM to process {job.pid}")
+    (text,) = shouted
+    assert "could not be stopped" in text and "recorded was somebody-else" in text and "again in 5 s" in text
+
+
+def test_a_job_is_asked_once_however_often_the_sidecar_is_started(tmp_path: Path, launch: Launch) -> None:
+    launch("hanging")
+    stopping._ask(Trace(tmp_path / "run"), "first")
+    stopping._ask(Trace(tmp_path / "run"), "second")
+    request = read_request(tmp_path / "run")
+    assert request is not None and request.reason == "first"
+
+
+def test_a_job_that_its_launcher_starts_again_is_left_alone(tmp_path: Path, launch: Launch) -> None:
+    """A stop is under way when the job dies and is started again: the new attempt has done nothing wrong yet."""
+    job = launch("hanging")
+    job.kill()
+    job.wait()
+    again = Job(tmp_path / "run", start_step=2).train(1)
+    done = EscalatingStop(answer=0.1).apply(FINDING, tmp_path / "run")
+    assert done == "nothing to stop: the job was started again since"
+    again.end()
