@@ -259,18 +259,20 @@ def test_the_command_ends_on_sigterm_with_its_records_written(folder: Path, begi
     rules = folder.parent / "mine.py"
     rules.write_text("from tests.sidecar.conftest import Spike as Base\n\n\nclass Spike(Base):\n    '''The same.'''\n")
     job = begin(folder / "a").train(1, 200)
-    command = [sys.executable, "-m", "stepwatch.cli", "watch", str(folder), "--rules", f"{rules}:Spike", "--stop"]
+    command = [sys.executable, "-m", "stepwatch.cli", "watch", str(folder), "--rules", f"{rules}:Spike"]
+    command += ["--stop", "--dry-run"]  # this process writes the run
     watching = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
     )
-    while read_request(folder / "a") is None:
+    while not any(row["actions"] for row in Trace(folder / "a").findings()):
         assert watching.poll() is None
         time.sleep(0.05)
     watching.send_signal(signal.SIGTERM)
     output, errors = watching.communicate(timeout=30)
-    assert watching.returncode == 1 and errors == "stepwatch: no longer watching\n"
+    assert watching.returncode == 1 and errors.endswith("stepwatch: no longer watching\n")
+    assert f"dry run: would ask 1 rank(s) to stop; then end process {os.getpid()} of rank 0" in errors
     assert "ERROR Spike" in output and "loss is 200" in output
     (row,) = Trace(folder / "a").findings()
-    assert [(action["action"], action["outcome"]) for action in row["actions"]] == [("stop", "done")]
+    assert [(action["action"], action["outcome"]) for action in row["actions"]] == [("stop (dry run)", "done")]
     assert json.loads((folder / ".stepwatch-watch.json").read_text()) == {"over_before": {}}
     job.end()
