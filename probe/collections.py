@@ -120,17 +120,18 @@ class CollectionRegistry:
     """
 
     def __init__(self, include: Iterable[str | Collection] | None, include_regex: Iterable[str] | None) -> None:
+        self._scheduled: dict[str, SaveConfig] | None = None
         self._collections = {name: Collection(name, [pattern]) for name, pattern in _NAME_PATTERNS.items()}
         included = list(DEFAULT_COLLECTIONS if include is None else include)
         for entry in included:
             if isinstance(entry, Collection):
                 self.add(entry)
-        self.included: set[str] = {entry.name if isinstance(entry, Collection) else entry for entry in included}
-        self.included.add(CollectionKeys.LOSSES)
+        names = (entry.name if isinstance(entry, Collection) else entry for entry in included)
+        self.included: frozenset[str] = frozenset((*names, CollectionKeys.LOSSES))
         if include_regex:
             patterns = [include_regex] if isinstance(include_regex, str) else list(include_regex)
             self.add(Collection(CollectionKeys.DEFAULT, patterns))
-            self.included.add(CollectionKeys.DEFAULT)
+            self.include(CollectionKeys.DEFAULT)
         if CollectionKeys.ALL in self.included:
             self.add(Collection(CollectionKeys.ALL, [".*"]))
 
@@ -140,6 +141,7 @@ class CollectionRegistry:
         if known is not None and not collection.include_regex:
             collection.include_regex = list(known.include_regex)
         self._collections[collection.name] = collection
+        self._scheduled = None
 
     def get(self, name: str) -> Collection:
         """The collection of that name, made when it is new."""
@@ -147,6 +149,18 @@ class CollectionRegistry:
         if found is None:
             found = self._collections[name] = Collection(name)
         return found
+
+    def include(self, name: str) -> None:
+        """Save this collection too."""
+        self.included |= {name}
+        self._scheduled = None
+
+    @property
+    def scheduled(self) -> dict[str, SaveConfig]:
+        """Schedules of the saved collections that have their own."""
+        if self._scheduled is None:
+            self._scheduled = {name: config for name in self.included if (config := self.get(name).save_config)}
+        return self._scheduled
 
     def of_tensor(self, tensor_name: str, by_type: Iterable[str] = ()) -> tuple[str, ...]:
         """All collections a tensor belongs to, by name and by module type; sorted."""

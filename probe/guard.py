@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from stepwatch.probe.sheet import StatisticsSheet
 from stepwatch.probe.statistics import PendingStatistics, measure
 from stepwatch.probe.store.schema import STAT_COLUMNS
 
-_SHARE = 0.005  # of the step time
+_SHARE = 0.0025  # of the step time
 _SECONDS_PER_TENSOR = 1.2e-6
 _FEWEST, _MOST = 2, 32
 _MOST_ENTRIES = 1 << 20
@@ -50,18 +51,26 @@ class GradientGuard:
 
     Args:
         gradients: those that are recorded, in the order of the model.
-        step_seconds: how long a step takes: 2 to 32 gradients are looked at, as many as take a part in 200 of it.
     """
 
-    def __init__(self, gradients: Sequence[Watched], step_seconds: float) -> None:
-        count = min(max(int(step_seconds * _SHARE / _SECONDS_PER_TENSOR), _FEWEST), _MOST)
-        self._watched = _spread([each for each in gradients if each.parameter.requires_grad], count)
-        self._affordable = step_seconds * _SHARE
+    def __init__(self, gradients: Sequence[Watched]) -> None:
+        self._gradients = [each for each in gradients if each.parameter.requires_grad]
+        self._watched: list[Watched] = []
+        self._affordable = math.inf  # seconds
         self._sheet = StatisticsSheet()
         self._finite_at_last: Fetch | None = None
 
-    def look(self) -> Glance | None:
-        """A glance at the gradients, before the update; None where one that is known by now is not finite."""
+    def look(self, step_seconds: float) -> Glance | None:
+        """A glance at the gradients, before the update; None where one that is known by now is not finite.
+
+        Args:
+            step_seconds: how long the step before took: 2 to 32 gradients are looked at, as many as take a part
+                in 400 of the shortest step so far.
+        """
+        if step_seconds * _SHARE < self._affordable:
+            self._affordable = step_seconds * _SHARE
+            count = min(max(int(self._affordable / _SECONDS_PER_TENSOR), _FEWEST), _MOST)
+            self._watched = _spread(self._gradients, count)
         pairs = [(each.name, gradient) for each in self._watched if (gradient := each.parameter.grad) is not None]
         names, gradients = [name for name, _ in pairs], [gradient for _, gradient in pairs]
         if pairs and not gradients[0].is_cpu:

@@ -301,7 +301,7 @@ class Hook:
     def save_tensor(self, name: str, tensor: torch.Tensor, collection: str = "default") -> None:
         """Record a tensor of the script's own, at steps that are saved."""
         self._registry.get(collection).tensor_names.add(name)
-        self._registry.included.add(collection)
+        self._registry.include(collection)
         record = self._current()
         if record.due:
             record.due |= {collection}
@@ -398,6 +398,8 @@ class Hook:
     @_guarded
     def _end_forward(self, output: Any) -> None:
         self._steps.clock.end("forward_ns")
+        if isinstance(output, torch.Tensor):
+            return
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         record = self._steps.record
         if record is not None and isinstance(loss, torch.Tensor) and not loss.requires_grad:

@@ -129,9 +129,8 @@ class StepTracker:
         ceased, self._finite = self._finite and not finite, finite
         if not ceased:
             return
-        everything = frozenset(self._registry.included)
         if self.record is not None:
-            self.record.due = everything
+            self.record.due = self._registry.included
             self.record.alarmed = True
         self._dense_until = self.step + DENSE_STEPS
 
@@ -169,16 +168,16 @@ class StepTracker:
 
     def _due(self, mode: ModeKeys, mode_step: int) -> frozenset[str]:
         if mode in TRAINING and self.step < self._dense_until:
-            return frozenset(self._registry.included)
+            return self._registry.included
         config = self._save_config.get_save_config(mode)
         due = False
         if config is not None and config.governed:
             due = mode in TRAINING and config.in_range(mode_step) and self._governor.due(mode_step)
         elif config is not None:
             due = config.should_save_step(mode_step)
-        own = {name: by for name in self._registry.included if (by := self._registry.get(name).save_config)}
+        own = self._registry.scheduled
         if not own:
-            return frozenset(self._registry.included) if due else _NOTHING
+            return self._registry.included if due else _NOTHING
         return frozenset(
             name
             for name in self._registry.included

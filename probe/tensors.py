@@ -140,12 +140,12 @@ class TensorRecorder:
 
         Args:
             record: takes their statistics.
-            step_seconds: how long a step takes.
+            step_seconds: how long the step before took.
         """
         if self._guard is None:
-            gradients = self._select(frozenset(self._registry.included)).gradients.values()
-            self._guard = GradientGuard([Watched(entry.name, entry.tensor) for entry in gradients], step_seconds)
-        glance = self._guard.look()
+            gradients = self._select(self._registry.included).gradients.values()
+            self._guard = GradientGuard([Watched(entry.name, entry.tensor) for entry in gradients])
+        glance = self._guard.look(step_seconds)
         if glance is None:
             return False
         if glance.names and not record.has_statistics():  # of several optimizers the first one's
