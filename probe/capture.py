@@ -133,6 +133,8 @@ class ModelCapture:
 
     def watch_order(self) -> None:
         """Learn the order in which modules run, from the next forward pass."""
+        if self._order_handles:
+            return
         if self.compiled:
             self._order = {path: i for i, (path, _) in enumerate(self._modules())}
             return

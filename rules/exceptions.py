@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from stepwatch.probe.mode_keys import ModeKeys
-
-
-class SMDebugError(Exception):
-    """Root of what queries raise."""
+from stepwatch.probe.smdebug.errors import SMDebugError as SMDebugError
 
 
 class StepNotYetAvailable(SMDebugError):

@@ -1,4 +1,4 @@
-"""Lets rules that were written for smdebug run unmodified: ``import smdebug...`` finds Stepwatch.
+"""Lets rules and training scripts that were written for smdebug run unmodified: ``import smdebug...`` finds Stepwatch.
 
 ``stepwatch analyze --rules my_rules.py:MyRule`` does it by itself; a plain script calls :func:`install` before its
 first ``import smdebug``. What is provided stands in :data:`stepwatch.rules.smdebug.modules.MODULES`.
@@ -6,6 +6,7 @@ first ``import smdebug``. What is provided stands in :data:`stepwatch.rules.smde
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -14,7 +15,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from stepwatch.rules.smdebug.modules import MODULES, attributes
+from stepwatch.rules.smdebug.modules import MODULES, attributes, later_attribute
 
 log = logging.getLogger("stepwatch")
 
@@ -45,4 +46,5 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__.update(attributes(module.__name__))
+        module.__dict__["__getattr__"] = functools.partial(later_attribute, module.__name__)
         module.__doc__ = f"What Stepwatch provides of {module.__name__}."

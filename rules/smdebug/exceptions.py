@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from stepwatch.probe.smdebug.errors import (
+    InvalidCollectionConfiguration as InvalidCollectionConfiguration,
+)
+from stepwatch.probe.smdebug.errors import (
+    SMDebugError as SMDebugError,
+)
+from stepwatch.probe.smdebug.errors import (
+    SMDebugNotImplementedError as SMDebugNotImplementedError,
+)
+from stepwatch.probe.smdebug.errors import (
+    SMDebugRuntimeError as SMDebugRuntimeError,
+)
+from stepwatch.probe.smdebug.errors import (
+    SMDebugTypeError as SMDebugTypeError,
+)
+from stepwatch.probe.smdebug.errors import (
+    SMDebugValueError as SMDebugValueError,
+)
 from stepwatch.rules.exceptions import (
     InvalidWorker as InvalidWorker,
 )
@@ -15,9 +33,6 @@ from stepwatch.rules.exceptions import (
     ShapeUnavailableForStep as ShapeUnavailableForStep,
 )
 from stepwatch.rules.exceptions import (
-    SMDebugError as SMDebugError,
-)
-from stepwatch.rules.exceptions import (
     StepNotYetAvailable as StepNotYetAvailable,
 )
 from stepwatch.rules.exceptions import (
@@ -29,22 +44,6 @@ from stepwatch.rules.exceptions import (
 from stepwatch.rules.exceptions import (
     TensorUnavailableForStep as TensorUnavailableForStep,
 )
-
-
-class SMDebugTypeError(SMDebugError, TypeError):
-    """A value of the wrong type."""
-
-
-class SMDebugValueError(SMDebugError, ValueError):
-    """A value that cannot be used."""
-
-
-class SMDebugRuntimeError(SMDebugError, RuntimeError):
-    """Something that cannot be done now."""
-
-
-class SMDebugNotImplementedError(SMDebugError, NotImplementedError):
-    """Something that is not provided."""
 
 
 class RuleEvaluationConditionMet(SMDebugError):
@@ -63,14 +62,6 @@ class InsufficientInformationForRuleInvocation(SMDebugError):
     def __init__(self, rule_name: str, message: str) -> None:
         super().__init__(f"rule {rule_name} lacks information: {message}")
         self.rule_name = rule_name
-
-
-class InvalidCollectionConfiguration(SMDebugError):
-    """A collection selects nothing."""
-
-    def __init__(self, c_name: str) -> None:
-        super().__init__(f"collection {c_name} has neither an expression nor names")
-        self.c_name = c_name
 
 
 class IndexReaderException(SMDebugError):

@@ -8,11 +8,13 @@ from typing import Any
 _RULES = "stepwatch.rules.smdebug.rule"
 _HELPERS = "stepwatch.rules.smdebug.helpers"
 _EXCEPTIONS = "stepwatch.rules.smdebug.exceptions"
+_SAVING = "stepwatch.probe.smdebug.configuration"
+_COLLECTIONS = "stepwatch.probe.smdebug.collection"
+_HOOK = "stepwatch.probe.smdebug.hook"
 _CONFIGURATION = {
     "stepwatch.probe.mode_keys": "modes ModeKeys",
-    "stepwatch.probe.schedule": "SaveConfig SaveConfigMode",
-    "stepwatch.probe.reductions": "ReductionConfig",
-    "stepwatch.probe.collections": "Collection CollectionKeys",
+    _SAVING: "SaveConfig SaveConfigMode ReductionConfig",
+    _COLLECTIONS: "Collection CollectionKeys",
 }
 
 MODULES: dict[str, dict[str, str]] = {
@@ -30,14 +32,26 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.analysis.utils": {_HELPERS: "no_refresh refresh parse_bool parse_list_from_str"},
     "smdebug.core": {},
     "smdebug.core.modes": {"stepwatch.probe.mode_keys": "ModeKeys"},
-    "smdebug.core.collection": {"stepwatch.probe.collections": "Collection CollectionKeys"},
-    "smdebug.core.save_config": {"stepwatch.probe.schedule": "SaveConfig SaveConfigMode"},
-    "smdebug.core.reduction_config": {"stepwatch.probe.reductions": "ReductionConfig"},
+    "smdebug.core.collection": {_COLLECTIONS: "Collection CollectionKeys"},
+    "smdebug.core.collection_manager": {_COLLECTIONS: "CollectionManager"},
+    "smdebug.core.save_config": {_SAVING: "SaveConfig SaveConfigMode"},
+    "smdebug.core.reduction_config": {_SAVING: "ReductionConfig"},
     "smdebug.core.tensor": {"stepwatch.rules.trial": "StepState", "stepwatch.rules.tensor": "Tensor"},
     "smdebug.core.logger": {_HELPERS: "get_logger"},
     "smdebug.pytorch": {**_CONFIGURATION, "stepwatch.rules.trial": "create_trial"},
+    "smdebug.pytorch.hook": {},
+    "smdebug.pytorch.singleton_utils": {},
+    "smdebug.pytorch.collection": {_COLLECTIONS: "Collection CollectionManager"},
 }
 """Module of smdebug -> module of ours -> the names taken from there; ``*``: its public ones."""
+
+
+LATER: dict[str, dict[str, str]] = {
+    "smdebug.pytorch": {_HOOK: "Hook get_hook set_hook del_hook"},
+    "smdebug.pytorch.hook": {_HOOK: "Hook"},
+    "smdebug.pytorch.singleton_utils": {_HOOK: "get_hook set_hook del_hook"},
+}
+"""The same for names that are taken when they are first asked for, because they need torch."""
 
 
 def attributes(module: str) -> dict[str, Any]:
@@ -48,3 +62,15 @@ def attributes(module: str) -> dict[str, Any]:
         public = [name for name in vars(ours) if not name.startswith("_")] if names == "*" else names.split()
         found.update({name: getattr(ours, name) for name in public})
     return found
+
+
+def later_attribute(module: str, name: str) -> Any:
+    """A name of one of smdebug's modules that is taken when it is first asked for.
+
+    Raises:
+        AttributeError: the module has no such name.
+    """
+    for source, names in LATER.get(module, {}).items():
+        if name in names.split():
+            return getattr(importlib.import_module(source), name)
+    raise AttributeError(f"Stepwatch provides no {name} in {module}")

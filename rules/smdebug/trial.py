@@ -7,6 +7,7 @@ tensor in the tensor's own type, and norms of matrices are those of matrices.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
-from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG, STAT_COLUMNS
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
 from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory
 from stepwatch.rules.exceptions import MissingCollectionFiles
 from stepwatch.rules.step import Stats, Step, TensorSet
@@ -71,7 +72,7 @@ class _AsSaved(Trial):
     def collections(self) -> dict[str, Collection]:
         """Collections as smdebug described them, with the tensors that were found in each."""
         found = super().collections()
-        return {name: found.get(name, described) for name, described in self._described.items()} | found
+        return {name: found.get(name, described) for name, described in self._described.items()}
 
 
 class SMDebugTrial(_AsSaved):
@@ -187,35 +188,40 @@ class SMDebugTrial(_AsSaved):
 
 
 class ImportedTrial(_AsSaved, TraceTrial):
-    """A trial of a run that was imported from smdebug; arguments as for :class:`TraceTrial`."""
+    """A trial of a run that was imported from smdebug, or recorded by its hook as we provide it.
+
+    Steps are those at which something was saved. Arguments are those of :class:`TraceTrial`.
+    """
 
     def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
         super().__init__(trace, name, range_steps)
         known = trace.info.config[SMDEBUG_CONFIG]
-        self._workers = [str(worker) for worker in known["workers"]]
+        self._workers = known["workers"]
         self._described = {
             each: Collection(each, list(entry["include_regex"]), set(entry["tensor_names"]))
             for each, entry in known["collections"].items()
         }
-        self._infos = trace.tensors()
+        self._infos: dict[str, TensorInfo] = {}
         self._sets: dict[tuple[str, ...], TensorSet] = {}
 
     def _take(self, steps: Iterable[Step]) -> None:
-        super()._take(self._with_all_names(step) for step in steps)
+        super()._take(saved for step in steps if (saved := self._as_saved(step)) is not None)
 
-    def _with_all_names(self, step: Step) -> Step:
-        """The step with rows, though empty ones, for tensors of which only reductions or the shape were saved."""
+    def _as_saved(self, step: Step) -> Step | None:
+        """The step with a row for every tensor of which something was saved, and nothing else; None without any."""
         known = () if step.stats is None else step.stats.tensors.names
-        names = tuple(dict.fromkeys([*known, *(name for name, _ in step.derived)]))
+        names = tuple(dict.fromkeys([*known, *(name for name, quantity in step.derived if _is_saved(quantity))]))
+        if not names:
+            return None
         tensors = self._sets.get(names)
         if tensors is None:
+            self._infos = self.trace.tensors()
             tensors = self._sets[names] = TensorSet(names, lambda name: self._infos.get(name, TensorInfo(name)))
-        step.stats = Stats(tensors, np.empty((len(names), len(STAT_COLUMNS))))
-        return step
+        return replace(step, stats=Stats(tensors, np.empty((len(names), 0))), scalars={})
 
     def worker(self, rank: int) -> str:
         """Name of the worker of that rank."""
-        return self._workers[rank]
+        return super().worker(rank) if self._workers is None else str(self._workers[rank])
 
     def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
         """Reductions that were saved of a tensor at a step."""
@@ -246,6 +252,10 @@ def open_trial(path: Path, name: str, range_steps: Range | None) -> Trial:
     if directory.ended and directory.workers() is None:
         raise MissingCollectionFiles(f"{path}: the job ended and left no description of its collections")
     return SMDebugTrial(directory, name, range_steps)
+
+
+def _is_saved(quantity: str) -> bool:
+    return quantity == SHAPE_QUANTITY or quantity.startswith(REDUCTION_QUANTITY)
 
 
 def _is_of(indexed: IndexedStep, mode: ModeKeys) -> bool:

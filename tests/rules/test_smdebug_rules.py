@@ -188,14 +188,14 @@ def test_what_is_not_provided_is_an_import_error(run: Path, rule_file: Path) -> 
         rule_file.parent,
         run,
         """
-for line in ("from smdebug.pytorch import Hook", "import smdebug.tensorflow"):
+for line in ("from smdebug.pytorch import TraceEvent", "import smdebug.tensorflow"):
     try:
         exec(line)
     except ImportError as error:
         print(error)
 """,
     )
-    assert "Hook" in output and "smdebug.tensorflow" in output
+    assert "TraceEvent" in output and "smdebug.tensorflow" in output
 
 
 TRAINING = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,69 +26,35 @@ from stepwatch.probe.store.smdebug.importing import import_smdebug, statistics
 from stepwatch.probe.store.smdebug.wire import frame
 from stepwatch.rules.exceptions import TensorUnavailableForStep
 from stepwatch.rules.trial import create_trial
-
-ROOT = Path(__file__).parents[2]
-REFERENCE = Path(os.environ.get("STEPWATCH_SMDEBUG_PYTHON") or ROOT / ".smdebug-venv" / "bin" / "python")
-JOB = Path(__file__).with_name("smdebug_job.py")
-KINDS = ("raw", "reductions", "both")
-
-
-def job(python: Path, *arguments: object) -> dict:
-    command = [str(python), str(JOB), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    read = json.loads(done.stdout.splitlines()[-1])
-    return {Path(directory).name: content for directory, content in read.items()}
-
-
-def differences(
-    theirs: object, ours: object, path: tuple[str, ...] = ()
-) -> list[tuple[tuple[str, ...], object, object]]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = {**theirs, **ours}
-        return [d for key in keys for d in differences(theirs.get(key), ours.get(key), (*path, key))]
-    return [] if theirs == ours else [(path, theirs, ours)]
+from tests.smdebug_reference import KINDS, REFERENCE, differences, job
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """Jobs that smdebug recorded, and what it reads of them."""
-    if not REFERENCE.exists():
-        pytest.skip(f"no smdebug at {REFERENCE}; scripts/smdebug_env.sh makes it")
-    folder = tmp_path_factory.mktemp("smdebug")
-    return folder, job(REFERENCE, "write", *(folder / kind for kind in KINDS))
-
-
-@pytest.fixture(scope="module")
-def imported(theirs: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imported(smdebug_jobs: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imported")
     for kind in KINDS:
-        import_smdebug(theirs[0] / kind, folder / kind)
+        import_smdebug(smdebug_jobs[0] / kind, folder / kind)
     return folder
 
 
 @pytest.mark.smdebug
 @pytest.mark.parametrize("source", ["as it is", "imported"])
-def test_queries_answer_as_smdebug_does(theirs: tuple[Path, dict], imported: Path, source: str) -> None:
-    folder = imported if source == "imported" else theirs[0]
+def test_queries_answer_as_smdebug_does(smdebug_jobs: tuple[Path, dict], imported: Path, source: str) -> None:
+    folder = imported if source == "imported" else smdebug_jobs[0]
     ours = job(Path(sys.executable), "read", *(folder / kind for kind in KINDS), "--ours")
-    for kind in KINDS:
-        found = differences(theirs[1][kind], ours[kind])
-        # Norms of what is no vector or matrix: an exception there, here the norm of all entries.
-        assert all(path[-1] in ("l1", "l2", "abs l1", "abs l2") and one == "ValueError" for path, one, _ in found)
+    assert differences(smdebug_jobs[1], ours) == []
 
 
 @pytest.mark.smdebug
-def test_smdebug_opens_what_was_exported(theirs: tuple[Path, dict], imported: Path, tmp_path: Path) -> None:
+def test_smdebug_opens_what_was_exported(
+    smdebug_jobs: tuple[Path, dict], imported: Path, run: Path, tmp_path: Path
+) -> None:
     for kind in KINDS:
         export_smdebug(Trace(imported / kind), tmp_path / kind)
-    assert differences(theirs[1], job(REFERENCE, "read", *(tmp_path / kind for kind in KINDS))) == []
-
-
-@pytest.mark.smdebug
-def test_smdebug_opens_an_exported_run_of_ours(theirs: tuple[Path, dict], run: Path, tmp_path: Path) -> None:
-    export_smdebug(Trace(run), tmp_path / "exported")
-    read = job(REFERENCE, "read", tmp_path / "exported")["exported"]
+    export_smdebug(Trace(run), tmp_path / "ours")
+    exported = job(REFERENCE, "read", *(tmp_path / kind for kind in KINDS), tmp_path / "ours")
+    read = exported.pop("ours")
+    assert differences(smdebug_jobs[1], exported) == []
     assert read["steps"] == {"TRAIN": [0, 1, 2, 3], "EVAL": [0, 1], "PREDICT": [], "GLOBAL": [0, 1, 2, 3, 4, 5]}
     assert read["collections"]["gradients"] == ["gradient/Linear_bias", "gradient/Linear_weight"]
     trial = create_trial(run)

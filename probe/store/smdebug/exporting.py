@@ -46,7 +46,7 @@ def export_smdebug(trace: Trace, destination: Path) -> int:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise TraceError(f"{destination}: holds something already; expected a new directory")
     known = trace.info.config.get(SMDEBUG_CONFIG)
-    workers = known["workers"] if known else [f"worker_{rank}" for rank in trace.ranks]
+    workers = (known or {}).get("workers") or [f"worker_{rank}" for rank in trace.ranks]
     collections = known["collections"] if known else _collections(trace)
     written: set[int] = set()
     numbers = _global_steps(trace, as_recorded=known is not None)

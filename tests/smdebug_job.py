@@ -1,7 +1,7 @@
 """Trains under smdebug, and prints as one line of JSON what ``import smdebug`` reads of directories.
 
-Usage: smdebug_job.py write|read DIRECTORY...; to write, the name of the directory is the kind of job. Under smdebug
-itself when run by the Python of its environment; ``--ours`` as the last argument: under what stands in for it.
+Usage: smdebug_job.py write|read DIRECTORY...; to write, the name of the directory is the kind of job. Under
+smdebug itself when run by the Python of its environment; ``--ours`` as the last argument: under what stands in for it.
 """
 
 from __future__ import annotations
@@ -121,13 +121,45 @@ def describe(folder: str) -> dict[str, object]:
         },
         "by expression": trial.tensor_names(regex=["^gradient", "relu"]),
         "by step": {step: trial.tensor_names(step=step) for step in trial.steps()},
-        "by mode": {mode.name: trial.tensor_names(mode=mode) for mode in (smd.modes.TRAIN, smd.modes.EVAL)},
+        "by mode": {mode.name: trial.tensor_names(mode=mode) for mode in trial.modes()},
         "ended": trial.loaded_all_steps,
     }
+
+
+def script(folder: str) -> None:
+    """What scripts do beside: collections of their own, schedules, functional losses, tensors and scalars."""
+    torch.manual_seed(1)
+    model, loss_fn = Net(), nn.functional.cross_entropy
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = smd.Hook(
+        out_dir=folder,
+        save_config=smd.SaveConfig(save_interval=2, start_step=2, end_step=9, save_steps=[1]),
+        include_collections=["weights", "custom_activations", ["mine"], "metrics"],
+    )
+    hook.get_collection("mine").include("fc_output")
+    hook.get_collection("mine").save_config = smd.SaveConfig(save_interval=3)
+    hook.get_collection("weights").reduction_config = smd.ReductionConfig(abs_norms=["l1"], abs_reductions=["std"])
+    hook.register_hook(model)
+    hook.get_collection("custom_activations").add_module_tensors(model.relu, inputs=True, outputs=True)
+    hook.set_mode(smd.modes.TRAIN)
+    for step in range(11):
+        optimizer.zero_grad()
+        if step == 6:
+            hook.set_mode(smd.modes.PREDICT)
+        if step == 8:
+            hook.set_mode(smd.modes.TRAIN)
+        loss = loss_fn(model(torch.randn(4, 1, 6, 6)), torch.randint(2, (4,)))
+        hook.record_tensor_value(tensor_name="loss", tensor_value=loss)
+        hook.save_tensor("doubled", 2 * loss.detach(), collections_to_write=["mine", "default"])
+        hook.save_scalar("rate", 0.1 * step)
+        loss.backward()
+        optimizer.step()
+    hook.close()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "write":
         for directory in sys.argv[2:]:
-            train(directory, directory.rpartition("/")[2])
+            kind = directory.rpartition("/")[2]
+            script(directory) if kind == "script" else train(directory, kind)
     print("\n" + json.dumps({directory: describe(directory) for directory in sys.argv[2:]}))
