@@ -6,101 +6,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
 from stepwatch.probe.store.attempts import Attempts
-from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
-from stepwatch.probe.store.schema import STAT_COLUMNS, TIMING_COLUMNS
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
-from stepwatch.rules.step import Stats, Step, StepBuilder, TensorSet
-
-_KEY = ("attempt", "step", "mode", "mode_step")
-_COLUMNS = {
-    "stats": ("name", *STAT_COLUMNS),
-    "derived": ("name", "quantity", "value"),
-    "scalars": ("name", "value"),
-    "values": ("name", "dtype", "shape", "data"),
-    "steps": ("time_ns", "saved", *TIMING_COLUMNS),
-}
-_MODES = ("TRAIN", "EVAL", "PREDICT", "GLOBAL")
-
-Key = tuple[int, int, int, int]
-
-
-class _Rows:
-    """Rows of one table in recorded order, handed out one step at a time.
-
-    Rows of a step are contiguous. Only the pieces that a step needs are in memory.
-    """
-
-    def __init__(self, trace: Trace, table: str, rank: int) -> None:
-        self._cursor = TableCursor(trace, table, rank, [*_KEY, *_COLUMNS[table]])
-        self._pieces: Iterator[pa.Table] | None = None
-        self._rows: pa.Table | None = None
-        self._bounds: NDArray[np.intp] = np.zeros(0, np.intp)
-        self._keys: list[Key] = []
-        self._at = 0
-
-    def head(self) -> Key | None:
-        """Key of the next step that has rows here, or None where no more rows have arrived."""
-        if self._at >= len(self._keys):
-            self._load(None)
-        return self._keys[self._at] if self._at < len(self._keys) else None
-
-    def take(self) -> pa.Table:
-        """Rows of the step that :meth:`head` names."""
-        assert self._rows is not None
-        key = self._keys[self._at]
-        while self._at == len(self._keys) - 1:
-            # The last step of a piece may go on in the next one.
-            rest = self._rows.slice(self._bounds[self._at])
-            if not self._load(rest):
-                break
-        start, end = self._bounds[self._at], self._bounds[self._at + 1]
-        assert self._keys[self._at] == key
-        self._at += 1
-        return self._rows.slice(start, end - start)
-
-    def _load(self, rest: pa.Table | None) -> bool:
-        """Make the next piece current, after ``rest``; False where there is none yet."""
-        if self._pieces is None:
-            self._pieces = self._cursor.read()
-        piece = next(self._pieces, None)
-        if piece is None:
-            self._pieces = None
-            return False
-        rows = piece if rest is None else pa.concat_tables([rest, piece])
-        self._rows = rows.combine_chunks()
-        columns = [_numbers(self._rows, name) for name in _KEY]
-        changed = np.zeros(rows.num_rows, dtype=bool)
-        changed[0] = True
-        for column in columns:
-            changed[1:] |= column[1:] != column[:-1]
-        starts = np.flatnonzero(changed)
-        self._bounds = np.append(starts, rows.num_rows)
-        self._keys = list(zip(*(column[starts].tolist() for column in columns), strict=True))
-        self._at = 0
-        return True
+from stepwatch.rules.rows import MODES, Commit, Key, commits_of, derived_of, scalars_of, stats_of, values_of
+from stepwatch.rules.step import Step, StepBuilder
 
 
 def _precedes(one: Key, other: Key) -> bool:
     """Whether a step was recorded before another; within a global step only known of the same mode."""
     return one[:2] < other[:2] or (one[:3] == other[:3] and one[3] < other[3])
-
-
-def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
-    column = rows[name]
-    if name == "mode":
-        column = pc.index_in(column, pa.array(_MODES))
-    numbers: NDArray[np.int64] = column.to_numpy()
-    return numbers
 
 
 class StepStream:
@@ -122,16 +40,17 @@ class StepStream:
         self._tensors: dict[str, TensorInfo] = {}
         self._builder = StepBuilder(rank, self._describe)
         self._rank = rank
-        self._steps = _Rows(trace, "steps", rank)
-        contents = [table for table in _COLUMNS if table != "steps" and (whole_tensors or table != "values")]
-        self._contents = {table: _Rows(trace, table, rank) for table in contents}
-        self._names: tuple[pa.ChunkedArray, TensorSet] | None = None
+        self._commits = commits_of(trace, rank)
+        self._stats = stats_of(trace, rank, self._builder.tensor_set)
+        self._scalars = scalars_of(trace, rank)
+        self._derived = derived_of(trace, rank)
+        self._values = values_of(trace, rank) if whole_tensors else None
         self._delivered: set[Key] = set()  # of the latest global step
 
     def poll(self) -> Iterator[Step]:
         """Steps that are new."""
-        while (key := self._steps.head()) is not None:
-            row = self._steps.take()
+        while (key := self._commits.head()) is not None:
+            row = self._commits.take()
             yield from self._uncommitted(key)
             yield self._build(key, row)
 
@@ -143,63 +62,38 @@ class StepStream:
         """Steps that have no row of ``steps``, as far as they precede a step that has."""
         while True:
             self._skip_late()
-            heads = [head for rows in self._contents.values() if (head := rows.head()) is not None]
+            tables = (self._stats, self._derived, self._scalars, self._values)
+            heads = [head for rows in tables if rows is not None and (head := rows.head()) is not None]
             passed = [head for head in heads if before is None or _precedes(head, before)]
             if not passed:
                 return
             yield self._build(min(passed, key=lambda key: (key[:2], key[3])), None)
 
     def _skip_late(self) -> None:
-        rows = self._contents["stats"]
-        while (head := rows.head()) is not None and (head in self._delivered or self._has_passed(head)):
-            rows.take()
+        while (head := self._stats.head()) is not None and (head in self._delivered or self._has_passed(head)):
+            self._stats.take()
 
     def _has_passed(self, key: Key) -> bool:
         latest = next(iter(self._delivered), None)
         return latest is not None and key[:2] < latest[:2]
 
-    def _build(self, key: Key, row: pa.Table | None) -> Step:
+    def _build(self, key: Key, commit: Commit | None) -> Step:
         if self._delivered and next(iter(self._delivered))[:2] != key[:2]:
             self._delivered.clear()
         self._delivered.add(key)
         _, step, mode, mode_step = key
-        built = Step(self._rank, step, _MODES[mode], mode_step, time_ns=0, saved=row is None)
-        if row is not None:
-            built.time_ns = int(row["time_ns"][0].as_py() or 0)
-            built.saved = bool(row["saved"][0].as_py())
-            timing = {name: row[name][0].as_py() for name in TIMING_COLUMNS}
-            built.timing = {name: value for name, value in timing.items() if value is not None}
-        parts = {table: rows.take() for table, rows in self._contents.items() if rows.head() == key}
-        if "stats" in parts and built.saved:
-            stats = parts["stats"]
-            matrix = np.column_stack([stats[name].to_numpy().astype(np.float64) for name in STAT_COLUMNS])
-            built.stats = Stats(self._tensor_set(stats["name"]), matrix)
-        if "scalars" in parts:
-            rows = parts["scalars"]
-            built.scalars = dict(zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True))
-        if "values" in parts:
-            built.values = {
-                row["name"]: np.frombuffer(row["data"], dtype=np.dtype(row["dtype"])).reshape(row["shape"])
-                for row in parts["values"].to_pylist()
-            }
-        if "derived" in parts:
-            rows = parts["derived"]
-            built.derived = {
-                (name, quantity): np.array(value, dtype=np.float64)
-                for name, quantity, value in zip(
-                    rows["name"].to_pylist(),
-                    rows["quantity"].to_pylist(),
-                    rows["value"].to_pylist(),
-                    strict=True,
-                )
-            }
+        begun, saved, timing = commit or (0, True, {})
+        built = Step(self._rank, step, MODES[mode], mode_step, begun, timing=timing, saved=saved)
+        if self._stats.head() == key:
+            stats = self._stats.take()
+            built.stats = stats if saved else None
+        if self._scalars.head() == key:
+            built.scalars = self._scalars.take()
+        if self._derived.head() == key:
+            built.derived = self._derived.take()
+        if self._values is not None and self._values.head() == key:
+            built.values = self._values.take()
         return built
-
-    def _tensor_set(self, names: pa.ChunkedArray) -> TensorSet:
-        # Most steps hold the same tensors as the one before; comparing columns is cheaper than spelling them.
-        if self._names is None or not self._names[0].equals(names):
-            self._names = (names, self._builder.tensor_set(tuple(names.to_pylist())))
-        return self._names[1]
 
     def _describe(self, name: str) -> TensorInfo:
         if name not in self._tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ class Step:
     timing: Mapping[str, int] = field(default_factory=dict)
     saved: bool = True
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    _train_losses: dict[str, float] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def training(self) -> bool:
@@ -112,9 +114,10 @@ class Step:
 
     def train_losses(self) -> dict[str, float]:
         """Training losses of this step by series name."""
-        if not self.training:
-            return {}
-        return {name: value for name, value in self.scalars.items() if is_loss(name) and not is_eval_name(name)}
+        if self._train_losses is None:
+            scalars = self.scalars.items() if self.training else ()
+            self._train_losses = {name: value for name, value in scalars if is_loss(name) and not is_eval_name(name)}
+        return self._train_losses
 
     def eval_losses(self) -> dict[str, float]:
         """Evaluation losses by series name: those of EVAL mode, and those whose name says so."""
@@ -123,17 +126,20 @@ class Step:
         return {name: value for name, value in self.scalars.items() if is_loss(name) and is_eval_name(name)}
 
 
+@lru_cache(maxsize=4096)
 def is_loss(name: str) -> bool:
     """Whether a scalar's name says that it is a loss: captured ones (``CrossEntropyLoss_output_0``) and
     logged ones that have the word (``loss``, ``train/loss``, ``val_loss``)."""
     return is_captured_loss(name) or bool(_LOSS_NAME.search(name))
 
 
+@lru_cache(maxsize=4096)
 def is_captured_loss(name: str) -> bool:
     """Whether a scalar has the name of a loss that the hook captured."""
     return bool(_CAPTURED_LOSS_NAME.search(name))
 
 
+@lru_cache(maxsize=4096)
 def is_eval_name(name: str) -> bool:
     """Whether a scalar's name says that it was measured on held-out data (``val_loss``, ``eval/acc``)."""
     return bool(_EVAL_NAME.search(name))

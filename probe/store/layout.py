@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ class Part:
         """``ATTEMPT-FIRST-LAST.parquet``."""
         return f"{self.attempt:04d}-{self.first:08d}-{self.last:08d}.parquet"
 
-    @classmethod
-    def parse(cls, file_name: str) -> Part | None:
+    @staticmethod
+    @lru_cache(maxsize=1 << 14)
+    def parse(file_name: str) -> Part | None:
         """The part of that file name, or None for any other file."""
         match = _PART_NAME.match(file_name)
-        return cls(*(int(number) for number in match.groups())) if match else None
+        return Part(*(int(number) for number in match.groups())) if match else None
 
 
 def rank_folder(run_dir: Path, table: str, rank: int) -> Path:

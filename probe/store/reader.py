@@ -408,15 +408,21 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def iterate_file(path: Path, columns: list[str] | None, rows: int) -> Iterator[pa.Table]:
-    """A file's rows in pieces of at most ``rows``.
+def iterate_file(path: Path, columns: list[str], rows: int) -> Iterator[pa.Table]:
+    """A file's rows in pieces of at most ``rows``, repeated text as dictionaries.
 
     Raises:
         ValueError: the file lacks a column.
     """
-    with pq.ParquetFile(path) as file:
-        lacking = set(columns or ()) - set(file.schema_arrow.names)
+    repeated = [column for column in ("mode", "name", "quantity") if column in columns]
+    try:
+        file = pq.ParquetFile(path, read_dictionary=repeated)
+    except KeyError as error:
+        raise ValueError(f"it has no column {error.args[0].decode()}") from None
+    with file:
+        lacking = set(columns) - set(file.schema_arrow.names)
         if lacking:
             raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
-        for batch in file.iter_batches(batch_size=rows, columns=columns):
+        large = file.metadata.num_rows > rows  # in a small file threads cost more than they save
+        for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=large):
             yield pa.Table.from_batches([batch])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
@@ -41,20 +43,25 @@ class DeadRelu(Rule):
             return
         self._steps.append(step.step)
         found: dict[Severity, list[tuple[str, float, int]]] = {Severity.ERROR: [], Severity.WARNING: []}
-        for name, vector in activity.items():
-            self._layers.add(name)
-            units, silent, silent_10, silent_50 = vector[:4]
-            if silent < self.share * units:
-                self._since.pop(name, None)
-                continue
+        names = list(activity)
+        self._layers.update(names)
+        units, silent, silent_10, silent_50 = np.array([vector[:4] for vector in activity.values()]).T
+        quiet = np.flatnonzero(silent >= self.share * units)
+        if self._since:
+            still = {names[at] for at in quiet}
+            self._since = {name: at for name, at in self._since.items() if name in still or name not in activity}
+        for at in quiet:
+            name = names[at]
             first = self._since.setdefault(name, step.step)
-            dead = max(silent_10 / units if silent_10 == units else 0.0, silent_50 / units)
+            whole = silent_10[at] == units[at]
+            lost = float(silent_50[at] / units[at])
+            dead = max(1.0 if whole else 0.0, lost)
             if dead / self.share > self._margin:
                 self._margin, self._closest = dead / self.share, f"{name} at step {step.step}"
-            if silent_10 == units:
+            if whole:
                 self._collect(found, Severity.ERROR, name, 1.0, first)
-            elif silent_50 >= self.share * units:
-                self._collect(found, Severity.WARNING, name, silent_50 / units, first)
+            elif silent_50[at] >= self.share * units[at]:
+                self._collect(found, Severity.WARNING, name, lost, first)
         for severity, layers in found.items():
             if layers:
                 yield self._say(step, severity, layers)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding
-from stepwatch.rules.recommended.series import TrainingLoss, positive, spell
+from stepwatch.rules.recommended.series import RecentMedian, TrainingLoss, median, positive, spell
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Stats, Step, TensorSet
 
@@ -67,7 +66,7 @@ class VanishingGradient(Rule):
         if bad.any() or not last.any() or not first.any():
             self._below.clear()
             return
-        ratio = float(np.median(first[first > 0]) / np.median(last[last > 0]))
+        ratio = median(first[first > 0]) / median(last[last > 0])
         self._lowest = min(self._lowest, ratio)
         if ratio >= self.ratio:
             self._below.clear()
@@ -151,14 +150,14 @@ class ExplodingTensor(Rule):
         positive("growth", growth)
         positive("patience", patience)
         self.growth = growth
-        self._sizes: dict[str, float] = {}
+        self._weights = _WeightGrowth()
         self._grown: list[int] = []
         self.factor = factor
         self.patience = patience
         self._loss = TrainingLoss()
         self._bad_loss: tuple[int, str, float] | None = None
         self._bad_losses = 0
-        self._norms: deque[float] = deque(maxlen=200)
+        self._norms = RecentMedian(200)
         self._above: list[int] = []
         self._steps = 0
         self._first: int | None = None
@@ -202,14 +201,14 @@ class ExplodingTensor(Rule):
         if not len(rows) or self._fired:
             return
         norm = float(np.sqrt(np.square(stats.l2[rows]).sum()))
-        usual = float(np.median(self._norms)) if len(self._norms) >= 10 else math.inf
+        usual = self._norms.median() if len(self._norms) >= 10 else math.inf
         if math.isfinite(usual) and usual > 0:
             self._margin = max(self._margin, norm / usual / self.factor)
         if norm > self.factor * usual and usual > 0:
             self._above.append(step.step)
         else:
             self._above.clear()
-            self._norms.append(norm)
+            self._norms.add(norm)
         if len(self._above) >= self.patience and self._worse_than_at_first():
             self._fired = True
             order = np.argsort(-stats.l2[rows])[:_NAMED]
@@ -227,19 +226,18 @@ class ExplodingTensor(Rule):
             )
 
     def _judge_growth(self, step: Step, stats: Stats) -> Iterator[Finding]:
-        tensors = stats.tensors
-        rows = [i for i in tensors.rows("weights") if len(tensors.infos[i].shape) >= 2 and stats.l2[i] > 0]
-        ratios = {i: stats.l2[i] / self._sizes.setdefault(tensors.names[i], float(stats.l2[i])) for i in rows}
-        middle = float(np.median(list(ratios.values()))) if ratios else 0.0
+        rows, ratios = self._weights.growth(stats)
         losses = self._loss.values
-        if middle <= self.growth or not losses or not losses[-1] > losses[0]:
+        worse = bool(losses) and losses[-1] > losses[0]
+        middle = median(ratios) if worse and len(ratios) else 0.0
+        if middle <= self.growth:
             self._grown.clear()
             return
         self._grown.append(step.step)
         if len(self._grown) >= self.patience:
             self._fired = True
-            largest = sorted(ratios, key=lambda i: -ratios[i])[:_NAMED]
-            names = [tensors.names[i] for i in largest]
+            largest = np.argsort(-ratios, kind="stable")[:_NAMED]
+            names = [stats.tensors.names[i] for i in rows[largest]]
             yield self.finding(
                 step,
                 first_step=self._grown[0],
@@ -247,7 +245,7 @@ class ExplodingTensor(Rule):
                 value=middle,
                 threshold=self.growth,
                 message=f"the weights have grown to {spell(middle)} times their initial size (median over "
-                f"{len(rows)} matrices; {names[0]} to {spell(ratios[largest[0]])} times) and the loss is no better "
+                f"{len(rows)} matrices; {names[0]} to {spell(ratios[largest].max())} times) and the loss is no better "
                 "than at the first step",
                 suggestion="lower the learning rate by one or more powers of ten",
                 evidence={"series": names, "column": "l2", "unit": "norm"},
@@ -313,6 +311,36 @@ class ExplodingTensor(Rule):
             margin=self._margin,
             closest="norm of all gradients",
         )
+
+
+class _WeightGrowth:
+    """How large each weight matrix is, measured by what it was when it was first seen."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._first = np.zeros(0)
+        self._places: dict[TensorSet, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
+
+    def growth(self, stats: Stats) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """(rows of the weight matrices that are not zero, their norm over their first one)."""
+        rows, numbers = self._place(stats.tensors)
+        sizes = stats.l2[rows]
+        some = sizes > 0
+        if not some.all():
+            rows, numbers, sizes = rows[some], numbers[some], sizes[some]
+        new = self._first[numbers] == 0
+        if new.any():
+            self._first[numbers[new]] = sizes[new]
+        return rows, sizes / self._first[numbers]
+
+    def _place(self, tensors: TensorSet) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        place = self._places.get(tensors)
+        if place is None:
+            rows = [int(i) for i in tensors.rows("weights") if len(tensors.infos[i].shape) >= 2]
+            numbers = [self._numbers.setdefault(tensors.names[i], len(self._numbers)) for i in rows]
+            self._first = np.append(self._first, np.zeros(len(self._numbers) - len(self._first)))
+            place = self._places[tensors] = np.array(rows, dtype=np.intp), np.array(numbers, dtype=np.intp)
+        return place
 
 
 def _first_bad(stats: Stats) -> int | None:

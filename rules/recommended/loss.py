@@ -15,6 +15,7 @@ from stepwatch.rules.recommended.series import (
     RisingRate,
     TrainingLoss,
     block_medians,
+    due,
     noise_of,
     positive,
     spell,
@@ -45,6 +46,7 @@ class DivergingLoss(Rule):
         self.window = window
         self.factor = factor
         self._loss = TrainingLoss()
+        self._start: tuple[float, float] | None = None  # level and noise
         self._fired = False
         self._margin = 0.0
 
@@ -60,10 +62,12 @@ class DivergingLoss(Rule):
             return
         if len(values) < _START + self.window:
             return
-        start = float(np.median(values[:_START]))
+        if self._start is None:
+            self._start = float(np.median(values[:_START])), noise_of(values[:_START])
+        start, noise = self._start
         if not math.isfinite(start):
             return
-        limit = start + self.factor * max(abs(start), noise_of(values[:_START]), 1e-12)
+        limit = start + self.factor * max(abs(start), noise, 1e-12)
         recent = values[-self.window :]
         lowest = min(recent)
         if lowest > start:
@@ -126,7 +130,7 @@ class LossNotDecreasing(Rule):
         """See the base class."""
         value = self._loss.observe(step)
         count = len(self._loss.values)
-        if value is None or self._fired or count < self.min_steps or count % max(10, count // 20):
+        if value is None or self._fired or count < self.min_steps or not due(count, 10):
             return
         values = np.array(self._loss.values)
         if not np.isfinite(values).all():
@@ -207,7 +211,7 @@ class StalledLoss(Rule):
         if self._rate.observe(step):
             self._begin = len(self._loss.values)
         count = len(self._loss.values) - self._begin
-        if value is None or self._said is Severity.ERROR or count < self.min_steps or count % 50:
+        if value is None or self._said is Severity.ERROR or count < self.min_steps or not due(count, 50):
             return
         values = np.array(self._loss.values[self._begin :])
         if not np.isfinite(values).all():

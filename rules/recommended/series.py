@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +39,9 @@ class TrainingLoss:
         losses = step.train_losses()
         if not losses:
             return None
-        captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
+        captured = losses
+        if len(losses) > 1:
+            captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
         self._names |= captured.keys()
         if len(captured) > 1 or self.several:
             return None
@@ -151,6 +155,51 @@ class EvalCurve:
         return finished
 
 
+class RecentMedian:
+    """The median of the latest values, kept sorted so that a value costs no sorting.
+
+    Args:
+        count: how many values are kept.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._latest: deque[float] = deque(maxlen=count)
+        self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    def add(self, value: float) -> None:
+        """Take a value; NaN is left out."""
+        if value != value:
+            return
+        if len(self._latest) == self._latest.maxlen:
+            del self._sorted[bisect_left(self._sorted, self._latest[0])]
+        self._latest.append(value)
+        insort(self._sorted, value)
+
+    def median(self) -> float:
+        """Their median; there must be some."""
+        half = len(self._sorted) // 2
+        return (self._sorted[half] + self._sorted[-half - 1]) / 2
+
+
+def median(values: NDArray[np.float64]) -> float:
+    """Median of some numbers without NaN; for few of them faster than NumPy's, which looks for NaN."""
+    ordered = np.sort(values)
+    half = len(ordered) // 2
+    return float((ordered[half] + ordered[-half - 1]) / 2)
+
+
+def due(count: int, every: int) -> bool:
+    """Whether a rule that looks back over a whole series does so at this length.
+
+    Every ``every`` values at first; from 400 such looks on half as often whenever the series has doubled, so that
+    all looks together take time in proportion to its length.
+    """
+    return count % (every << max(0, (count // (200 * every)).bit_length() - 1)) == 0
+
+
 def noise_of(values: Sequence[float] | NDArray[np.float64]) -> float:
     """Standard deviation of the noise of a series around a slow trend.
 
@@ -178,8 +227,7 @@ def trend_z(values: Sequence[float] | NDArray[np.float64]) -> float:
     n = len(series)
     if n < 3:
         return 0.0
-    sign = np.sign(series[None, :] - series[:, None])
-    s = float(np.triu(sign, 1).sum())
+    s = float(sum(np.sign(series[at + 1 :] - series[at]).sum() for at in range(n - 1)))
     return float(s - np.sign(s)) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
 
 

@@ -202,7 +202,7 @@ class UnchangedTensor(Rule):
         self._pairs: dict[TensorSet, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
         self._layout: TensorSet | None = None
         self._begin: NDArray[np.float64] | None = None
-        self._still: NDArray[np.bool_] | None = None
+        self._still = np.zeros(0, np.intp)
         self._steps: list[int] = []
         self._fired = False
 
@@ -214,20 +214,19 @@ class UnchangedTensor(Rule):
         weights, gradients = self._pairs_of(stats.tensors)
         if not len(weights):
             return
-        values = stats.matrix[weights]
-        moved_by = stats.abs_max[gradients] > 0
-        if self._begin is None or self._still is None or self._layout is not stats.tensors:
-            self._layout, self._begin, self._still = stats.tensors, values.copy(), moved_by.copy()
+        if self._begin is None or self._layout is not stats.tensors:
+            self._layout, self._begin = stats.tensors, stats.matrix[weights]
+            self._still = np.flatnonzero(stats.abs_max[gradients] > 0)
             self._steps = [step.step]
             return
         self._steps.append(step.step)
-        same = ((values == self._begin) | (np.isnan(values) & np.isnan(self._begin))).all(axis=1)
-        self._still &= same & moved_by
-        if len(self._steps) >= self.saved_steps and step.step - self._steps[0] >= self.span:
-            stuck = np.flatnonzero(self._still)
-            if len(stuck):
-                self._fired = True
-                yield self._say(step, stats, weights, stuck)
+        values, begin = stats.matrix[weights[self._still]], self._begin[self._still]
+        same = ((values == begin) | (np.isnan(values) & np.isnan(begin))).all(axis=1)
+        self._still = self._still[same & (stats.abs_max[gradients[self._still]] > 0)]
+        lasted = len(self._steps) >= self.saved_steps and step.step - self._steps[0] >= self.span
+        if lasted and len(self._still):
+            self._fired = True
+            yield self._say(step, stats, weights, self._still)
 
     def _say(self, step: Step, stats: Stats, weights: NDArray[np.intp], stuck: NDArray[np.intp]) -> Finding:
         names = [stats.tensors.names[weights[i]] for i in stuck]
