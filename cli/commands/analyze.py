@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.progress import progress
 from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
-    from stepwatch.probe.store.reader import Trace
+    from rich.console import Console
+
     from stepwatch.rules.catalogue import RuleSpec
+    from stepwatch.rules.fleet import Judged
     from stepwatch.rules.replay import Analysis
 
 _POLL_SECONDS = 0.2
+_EXPLAINED_RUNS = 10
 
 
 @click.command("analyze")
@@ -39,7 +44,10 @@ _POLL_SECONDS = 0.2
 )
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several runs.")
-@click.option("--follow", is_flag=True, help="Judge a live run to its end, then print.")
+@click.option("--follow", is_flag=True, help="Judge live runs to their end, then print.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="Processes to judge many runs with; by default one per processor."
+)
 @errors.one_line_errors
 def command(
     runs: tuple[Path, ...],
@@ -48,74 +56,118 @@ def command(
     settings: tuple[str, ...],
     as_json: bool,
     follow: bool,
+    processes: int | None,
 ) -> None:
     """Evaluate rules over finished or live runs, or over logs of scalars.
+
+    A RUN is a run, a directory that holds runs, or a quoted pattern such as 'runs/*/seed-?'. Of more than ten runs a
+    line each is printed, and a summary.
 
     Exit status: 0 nothing found, 1 issues found, 2 a run that cannot be read, 3 a rule failed to run (and
     nothing was found).
     """
-    from stepwatch.cli.render import console, print_analysis, print_json
+    from stepwatch.cli.render import console, print_json
+    from stepwatch.probe.store.discovery import find_runs
     from stepwatch.probe.store.errors import TraceError
-    from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.catalogue import configure
-    from stepwatch.rules.scalar_logs import judge_log, read_log
+    from stepwatch.rules.fleet import Judged, judge_runs
 
     if not runs and not logs:
         errors.fail("got no run; expected one or more, or --scalars FILE; see stepwatch analyze --help")
-    specs = configure(list(rules) or None, list(settings))
+    names = list(rules) or None
+    specs = configure(names, list(settings))
     errors.print_warnings_with_the_result()
-    analyses: dict[Path, Analysis] = {}
-    unreadable: list[str] = []
-    out = console()
-    for run in dict.fromkeys([*runs, *logs]):
+    found: dict[Path, None] = {}
+    judged: list[Judged] = []
+    for place in runs:
         try:
-            analysis = judge_log(read_log(run), specs) if run in logs else _judge(Trace(run), specs, follow)
+            found.update(dict.fromkeys(find_runs([place])))
         except (TraceError, OSError) as error:
-            unreadable.append(errors.spell(error))
-            continue
-        if not as_json:
-            if analyses:
-                out.print()
-            print_analysis(out, run, analysis)
-        analyses[run] = analysis
-    if as_json and analyses:
-        printed = [_to_json(run, analysis) for run, analysis in analyses.items()]
-        print_json(printed if len({*runs, *logs}) > 1 else printed[0])
-    for message in unreadable:
-        click.echo(f"stepwatch: {message}", err=True)
-    raise SystemExit(errors.UNUSABLE if unreadable else _status(list(analyses.values())))
+            judged.append(Judged(place, None, errors.spell(error)))
+    several = len(found) + len(judged) + len(logs) > 1
+    out = console()
+    todo = (_follow(run, specs) for run in found) if follow else judge_runs(list(found), names, settings, processes)
+    with progress("judging runs", len(found)) as advance:
+        for each in itertools.chain((_judge_log(log, specs) for log in dict.fromkeys(logs)), todo):
+            judged.append(each)
+            advance()
+    order = {run: place for place, run in enumerate([*found, *logs])}
+    judged.sort(key=lambda each: order.get(each.run, -1))
+    if as_json:
+        printed = [_to_json(each, each.analysis) for each in judged if each.analysis is not None]
+        if printed:
+            print_json(printed if several else printed[0])
+    else:
+        _print(out, judged)
+    for each in judged:
+        if each.analysis is None:
+            click.echo(f"stepwatch: {' '.join(each.error.split())}", err=True)
+    raise SystemExit(_status(judged))
 
 
-def _judge(trace: Trace, specs: Sequence[RuleSpec], follow: bool) -> Analysis:
-    from stepwatch.rules.replay import LiveAnalysis, analyze
+def _follow(run: Path, specs: Sequence[RuleSpec]) -> Judged:
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.fleet import Judged
+    from stepwatch.rules.replay import LiveAnalysis
 
-    if not follow:
-        return analyze(trace, specs)
+    trace = Trace(run)
     judged = LiveAnalysis(trace, specs)
     while trace.live():
         judged.poll()
         time.sleep(_POLL_SECONDS)
     judged.conclude()
-    return judged.analysis(live=False)
+    return Judged(run, judged.analysis(live=False))
 
 
-def _to_json(run: Path, analysis: Analysis) -> dict[str, Any]:
+def _judge_log(log: Path, specs: Sequence[RuleSpec]) -> Judged:
+    from stepwatch.probe.store.errors import TraceError
+    from stepwatch.rules.fleet import Judged
+    from stepwatch.rules.scalar_logs import judge_log, read_log
+
+    try:
+        return Judged(log, judge_log(read_log(log), specs))
+    except (TraceError, OSError) as error:
+        return Judged(log, None, errors.spell(error))
+
+
+def _print(out: Console, judged: Sequence[Judged]) -> None:
+    from stepwatch.cli.fleet import print_lines, print_summary
+    from stepwatch.cli.render import print_analysis
+
+    readable = [(each.run, each.analysis) for each in judged if each.analysis is not None]
+    if len(readable) > _EXPLAINED_RUNS:
+        print_lines(out, judged)
+    else:
+        for number, (run, analysis) in enumerate(readable):
+            if number:
+                out.print()
+            print_analysis(out, run, analysis)
+    if len(readable) > 1:
+        print_summary(out, judged)
+
+
+def _to_json(judged: Judged, analysis: Analysis) -> dict[str, Any]:
     from stepwatch.rules.diagnosis import diagnose
 
     return {
-        "run": str(run),
+        "run": str(judged.run),
         "live": analysis.live,
         "diagnoses": [story.to_json() for story in diagnose(analysis.findings)],
         "rules": [result.to_json() for result in analysis.results],
         "notes": analysis.notes,
         "warnings": analysis.warnings,
         "counters": analysis.counters,
+        "seconds": judged.seconds,
+        "wasted_seconds": judged.wasted_seconds,
     }
 
 
-def _status(analyses: list[Analysis]) -> int:
+def _status(judged: Sequence[Judged]) -> int:
     from stepwatch.rules.finding import Status
 
+    analyses = [each.analysis for each in judged if each.analysis is not None]
+    if len(analyses) < len(judged):
+        return errors.UNUSABLE
     if any(analysis.findings for analysis in analyses):
         return errors.ISSUES_FOUND
     failed = any(result.status is Status.ERROR for analysis in analyses for result in analysis.results)

@@ -40,9 +40,17 @@ def find_runs(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
         path = Path(place)
         runs = [path] if is_run(path) else list(_search(path))
         if not runs:
-            raise TraceError(f"{path}: {'no run is there' if path.is_dir() else 'no such run, directory or pattern'}")
+            raise TraceError(f"{path}: {_lack(path)}")
         found.update(dict.fromkeys(runs))
     return list(found)
+
+
+def _lack(path: Path) -> str:
+    if path.is_dir():
+        return "holds no run; expected the directory of a run, or of runs"
+    if path.exists():
+        return "is a file; expected the directory of a run"
+    return "matches no run" if glob.has_magic(str(path)) else "no such directory"
 
 
 def _search(path: Path) -> Iterator[Path]:

@@ -226,7 +226,7 @@ def test_the_command(baseline: Trace, tmp_path: Path) -> None:
     assert content["pairs"][0]["identical"] is False and len(content["standings"]) == 2
     for arguments, text in (
         ((baseline.path,), "two or more"),
-        ((baseline.path, tmp_path / "none"), "no such run"),
+        ((baseline.path, tmp_path / "none"), "no such directory"),
         ((baseline.path, again, "--objective", "bleu"), "'bleu' was not recorded in every run"),
     ):
         wrong = stepwatch(*arguments)

@@ -131,9 +131,9 @@ def test_runs_are_found_by_directory_and_pattern(runs: Path, tmp_path: Path, mon
     assert find_runs(["."]) == [Path("a"), Path("deep/b")]
     assert find_runs(["**/b", "a", "deep"]) == [Path("deep/b"), Path("a")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TraceError, match="no run is there"):
+    with pytest.raises(TraceError, match="holds no run"):
         find_runs([tmp_path / "empty"])
-    with pytest.raises(TraceError, match="no such run, directory or pattern"):
+    with pytest.raises(TraceError, match="matches no run"):
         find_runs(["nothing-*"])
 
 
@@ -158,7 +158,7 @@ def test_the_command_prints_a_table_json_or_csv(runs: Path) -> None:
 def test_what_is_wrong_is_one_line(runs: Path, tmp_path: Path) -> None:
     for arguments, text in (
         (["SELECT nothing FROM stats", runs], "nothing"),
-        (["SELECT 1", tmp_path / "none"], "no such run"),
+        (["SELECT 1", tmp_path / "none"], "no such directory"),
         (["SELECT 1", runs, "--json", "--csv"], "exclude"),
     ):
         done = stepwatch(*arguments)
