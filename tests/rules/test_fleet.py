@@ -98,7 +98,8 @@ def test_a_run_whose_process_dies_is_named_and_the_others_are_judged(fleet: Path
 
 def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stepwatch.cli", "analyze", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    wide = {**os.environ, "COLUMNS": "300"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=wide)
 
 
 def test_the_command_prints_a_line_per_run_and_a_summary(fleet: Path) -> None:
