@@ -9,6 +9,7 @@ from stepwatch.rules.sagemaker.gradients import ExplodingTensor, PoorWeightIniti
 from stepwatch.rules.sagemaker.loss import LossNotDecreasing, Overfit, Overtraining
 from stepwatch.rules.sagemaker.runs import SimilarAcrossRuns, StalledTrainingRule
 from stepwatch.rules.sagemaker.tensors import AllZero, TensorVariance, UnchangedTensor, WeightUpdateRatio
+from stepwatch.rules.sagemaker.trees import CreateXgboostReport, FeatureImportanceOverweight, TreeDepth
 
 SAGEMAKER: tuple[type[Rule], ...] = (
     VanishingGradient,
@@ -29,5 +30,8 @@ SAGEMAKER: tuple[type[Rule], ...] = (
     CheckInputImages,
     NLPSequenceRatio,
     Confusion,
+    TreeDepth,
+    FeatureImportanceOverweight,
+    CreateXgboostReport,
 )
 """In the order of SageMaker's documentation."""
