@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from stepwatch.probe import lifecycle, losses
+from stepwatch.probe import lifecycle, losses, waits
 from stepwatch.probe.arguments import (
     Models,
     Optimizers,
@@ -45,6 +45,7 @@ from stepwatch.probe.store.remote import is_url
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
+from stepwatch.probe.timeline import Region, RegionTimes
 from stepwatch.probe.upload import HEARING_SECONDS, Uploader
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Hook:
         self._mode: ModeKeys | None = None
         self._started = False
         self._in_backward = False
+        self._regions = RegionTimes()
         self._step_seconds = 0.0
         self._start_step = start_step
         self.rank, world_size = process_rank()
@@ -213,6 +215,7 @@ class Hook:
         if loss_fn is not None:
             self.watch_loss(loss_fn)
         losses.listen(self)
+        waits.listen(self._steps.clock)
         lifecycle.register(self)
         self._sampler.start()
         if self._uploader:
@@ -297,6 +300,17 @@ class Hook:
             raise ValueError(f"log({name!r}) got a tensor of {value.numel()} entries; expected one number")
         self._current().add_scalar(name, value)
 
+    def region(self, name: str) -> Region:
+        """Time a part of the script, as ``with hook.region("augment"):`` or as a decorator.
+
+        What it takes in a step, over all its runs, is recorded in seconds as the scalar ``seconds/NAME``.
+        """
+        return Region(name, self._add_region)
+
+    @_guarded
+    def _add_region(self, name: str, nanoseconds: int) -> None:
+        self._regions.add(self._current(), name, nanoseconds)
+
     @_guarded
     def save_tensor(self, name: str, tensor: torch.Tensor, collection: str = "default") -> None:
         """Record a tensor of the script's own, at steps that are saved."""
@@ -330,6 +344,7 @@ class Hook:
                 self._hook_failed("close", error)
             self._closed = True
         losses.unlisten(self)
+        waits.unlisten(self._steps.clock)
         lifecycle.unregister(self)
         self._tensors.disarm()
         for handle in self._handles:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from time import perf_counter_ns
+
+from stepwatch.probe.recorder import OpenRecord
 
 
 class StepClock:
     """Accumulates the phases of the step that is open. All times are host time in nanoseconds.
 
     A step lasts from the end of the one before it to the end of its optimizer step. ``data`` is the part
-    before its first forward pass: loading, moving and whatever else the script does between steps.
-    ``backward`` is the time inside ``backward()``. On an accelerator these are the times of the calls, which
-    may return before the device is done.
+    before its first forward pass: loading, moving and whatever else the script does between steps; ``loader``
+    is what of it was waited for a DataLoader, ``checkpoint`` what ``torch.save`` took. ``backward`` is the time
+    inside ``backward()``. On an accelerator these are the times of the calls, which may return before the device
+    is done.
     """
 
-    __slots__ = ("_began", "_latest", "_marks", "phases")
+    __slots__ = ("_began", "_between", "_latest", "_marks", "phases")
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
         self._marks: dict[str, int] = {}
+        self._between: dict[str, int] = {}
         self.phases: dict[str, int] = {}
 
     def restart(self) -> None:
-        """A new step begins now."""
-        self._began = self._latest = perf_counter_ns()
+        """A new step begins where the last phase ended."""
+        self._began = self._latest
         self._marks.clear()
         self.phases.clear()
 
@@ -32,6 +38,8 @@ class StepClock:
         now = perf_counter_ns()
         if phase == "forward_ns" and "data_ns" not in self.phases:
             self.phases["data_ns"] = now - self._began
+        if self._between:
+            self._take_between()
         self._marks[phase] = now
 
     def end(self, phase: str) -> None:
@@ -40,6 +48,17 @@ class StepClock:
         if began is not None:
             self._latest = perf_counter_ns()
             self.phases[phase] = self.phases.get(phase, 0) + self._latest - began
+            if self._between:
+                self._take_between()
+
+    def waited(self, phase: str, nanoseconds: int) -> None:
+        """The script waited. Between two steps it is the later one that it belongs to."""
+        self._between[phase] = self._between.get(phase, 0) + nanoseconds
+
+    def loaded(self, *, samples: int, workers: int) -> None:
+        """A batch came from a loader with that many workers."""
+        self._between["samples"] = self._between.get("samples", 0) + samples
+        self._between["loader_workers"] = workers
 
     def add_hook(self, since_ns: int) -> None:
         """The hook itself was at work since then (``perf_counter_ns``)."""
@@ -48,3 +67,47 @@ class StepClock:
     def finish(self) -> dict[str, int]:
         """The step is over: its phases and its duration, up to the end of its latest phase."""
         return {**self.phases, "duration_ns": self._latest - self._began}
+
+    def _take_between(self) -> None:
+        workers = self._between.pop("loader_workers", None)
+        for phase, amount in self._between.items():
+            self.phases[phase] = self.phases.get(phase, 0) + amount
+        if workers is not None:
+            self.phases["loader_workers"] = workers
+        self._between.clear()
+
+
+class Region(ContextDecorator):
+    """A part of the script that is timed whenever it runs: a context manager and a decorator.
+
+    Args:
+        name: what it is called.
+        add: takes the name and the nanoseconds of each run.
+    """
+
+    def __init__(self, name: str, add: Callable[[str, int], object]) -> None:
+        self._name = name
+        self._add = add
+        self._began: list[int] = []
+
+    def __enter__(self) -> Region:
+        self._began.append(perf_counter_ns())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._add(self._name, perf_counter_ns() - self._began.pop())
+
+
+class RegionTimes:
+    """Sums the runs of regions over a step, as scalars ``seconds/NAME``."""
+
+    def __init__(self) -> None:
+        self._record: OpenRecord | None = None
+        self._totals: dict[str, float] = {}
+
+    def add(self, record: OpenRecord, name: str, nanoseconds: int) -> None:
+        """A region has run in this step."""
+        if record is not self._record:
+            self._record, self._totals = record, {}
+        total = self._totals[name] = self._totals.get(name, 0.0) + nanoseconds / 1e9
+        record.add_scalar(f"seconds/{name}", total)

@@ -130,7 +130,7 @@ class Step:
 def is_loss(name: str) -> bool:
     """Whether a scalar's name says that it is a loss: captured ones (``CrossEntropyLoss_output_0``) and
     logged ones that have the word (``loss``, ``train/loss``, ``val_loss``)."""
-    return is_captured_loss(name) or bool(_LOSS_NAME.search(name))
+    return not name.startswith("seconds/") and (is_captured_loss(name) or bool(_LOSS_NAME.search(name)))
 
 
 @lru_cache(maxsize=4096)

@@ -72,10 +72,14 @@ TABLES: dict[str, pa.Schema] = {
             ("saved", pa.bool_()),
             ("duration_ns", pa.int64()),
             ("data_ns", pa.int64()),
+            ("loader_ns", pa.int64()),
+            ("checkpoint_ns", pa.int64()),
             ("forward_ns", pa.int64()),
             ("backward_ns", pa.int64()),
             ("optimizer_ns", pa.int64()),
             ("hook_ns", pa.int64()),
+            ("samples", pa.int64()),
+            ("loader_workers", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID
@@ -123,11 +127,16 @@ STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps"
 TIMING_COLUMNS: tuple[str, ...] = (
     "duration_ns",
     "data_ns",
+    "loader_ns",
+    "checkpoint_ns",
     "forward_ns",
     "backward_ns",
     "optimizer_ns",
     "hook_ns",
+    "samples",
+    "loader_workers",
 )
+"""Columns of ``steps`` that a step's timing fills: nanoseconds, and beside them what the loader delivered."""
 
 REDUCTION_QUANTITY = "reduction/"
 """Prefix of derived quantities that are reductions as smdebug saved them (``reduction/abs_mean``): one number each."""

@@ -1,0 +1,96 @@
+"""Hears of what a script waits for between its phases: batches of a DataLoader, checkpoints being written.
+
+``DataLoader`` and ``torch.save`` are wrapped while somebody listens. Of loaders inside loaders only the outermost is
+timed, and only in the thread that trains: what another thread waits for costs no time of the step.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from torch.utils.data import dataloader
+
+from stepwatch.probe.timeline import StepClock
+
+_listeners: dict[int, tuple[StepClock, int]] = {}
+_originals: dict[str, Callable[..., Any]] = {}
+_waiting = threading.local()
+
+
+def listen(clock: StepClock) -> None:
+    """Add what this thread waits for to ``clock`` from now on."""
+    _listeners[id(clock)] = (clock, threading.get_ident())
+    if not _originals:
+        _install()
+
+
+def unlisten(clock: StepClock) -> None:
+    """Stop; the last one restores torch's own functions."""
+    _listeners.pop(id(clock), None)
+    if not _listeners and _originals:
+        dataloader.DataLoader.__iter__ = _originals["iter"]  # type: ignore[method-assign]
+        dataloader._BaseDataLoaderIter.__next__ = _originals["next"]  # type: ignore[method-assign]
+        torch.save = _originals["save"]  # type: ignore[assignment]
+        _originals.clear()
+
+
+def _install() -> None:
+    start = _originals["iter"] = dataloader.DataLoader.__iter__
+    fetch = _originals["next"] = dataloader._BaseDataLoaderIter.__next__
+    save = _originals["save"] = torch.save
+
+    @functools.wraps(start)
+    def timed_start(self: Any) -> Any:
+        return _timed("loader_ns", start, self)
+
+    @functools.wraps(fetch)
+    def timed_fetch(self: Any) -> Any:
+        data = _timed("loader_ns", fetch, self)
+        if not getattr(_waiting, "inside", False):
+            for clock in _clocks():
+                clock.loaded(samples=batch_size(data), workers=self._num_workers)
+        return data
+
+    @functools.wraps(save)
+    def timed_save(*args: Any, **kwargs: Any) -> Any:
+        return _timed("checkpoint_ns", save, *args, **kwargs)
+
+    dataloader.DataLoader.__iter__ = timed_start  # type: ignore[method-assign]
+    dataloader._BaseDataLoaderIter.__next__ = timed_fetch  # type: ignore[method-assign]
+    torch.save = timed_save
+
+
+def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if getattr(_waiting, "inside", False):
+        return call(*args, **kwargs)
+    _waiting.inside = True
+    began = perf_counter_ns()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        _waiting.inside = False
+        for clock in _clocks():
+            clock.waited(phase, perf_counter_ns() - began)
+
+
+def _clocks() -> list[StepClock]:
+    thread = threading.get_ident()
+    return [clock for clock, training in _listeners.values() if training == thread]
+
+
+def batch_size(data: Any) -> int:
+    """Length of the first dimension of the first tensor in a batch; 0 where there is none."""
+    while True:
+        if isinstance(data, torch.Tensor):
+            return len(data) if data.dim() else 0
+        if isinstance(data, Mapping):
+            data = next(iter(data.values()), None)
+        elif isinstance(data, (list, tuple)) and data:
+            data = data[0]
+        else:
+            return 0
