@@ -575,6 +575,8 @@ class Hook:
 
     def _sampled(self, rows: list[Row]) -> None:
         self._writer.submit_system(rows)
+        if self._judge:
+            self._judge.sample(rows)
 
     def _suspect(self) -> None:
         """A rule in this process found something: the steps before are written, and those that follow, for a while."""

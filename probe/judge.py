@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from stepwatch.rules.actions import Action, Dispatcher, LogAction, StopAction, W
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
+from stepwatch.rules.profiler.base import Sample
 from stepwatch.rules.step import StepBuilder
 
 
@@ -41,6 +44,8 @@ class Judge:
         self._suspect = suspect
         self._engine = Engine(configure([rules] if isinstance(rules, str) else list(rules), []))
         self._actions = [_action(each, stop) for each in actions]
+        self._turn = threading.Lock()
+        self._node = socket.gethostname()
         self._run_dir = run_dir
         self._rank = rank
         self._tensors: dict[str, TensorInfo] = {}
@@ -54,23 +59,36 @@ class Judge:
     def judge(self, records: list[StepRecord]) -> None:
         """Look at records in order; called by the writer's thread."""
         for record in records:
-            findings = self._engine.feed(self._builder.from_record(record))
-            if findings:
+            step = self._builder.from_record(record)
+            with self._turn:
+                wrong, dear = self._engine.feed(step), self._engine.watch(step)
+            if wrong:
                 self._suspect()
+            self._act([*wrong, *dear])
+
+    def sample(self, rows: Sequence[tuple[int, str, str, float]]) -> None:
+        """Look at samples of this node, all of one time; called by the sampler's thread."""
+        if rows and self._engine.profiles:
+            sample = Sample(self._node, rows[0][0], {(device, metric): value for _, device, metric, value in rows})
+            with self._turn:
+                findings = self._engine.watch(sample)
             self._act(findings)
 
     def conclude(self) -> None:
         """The run is over; waits for actions under way."""
-        self._act(self._engine.conclude(self._rank))
+        with self._turn:
+            findings = [*self._engine.conclude(self._rank), *self._engine.conclude_run()]
+        self._act(findings)
         if self._dispatcher is not None:
             self._dispatcher.close()
 
     def _act(self, findings: Sequence[Finding]) -> None:
         if not findings:
             return
-        if self._dispatcher is None:
-            self._dispatcher = Dispatcher(self._run_dir, self._actions, judged_by="hook")
-        self._dispatcher.dispatch(findings)
+        with self._turn:
+            if self._dispatcher is None:
+                self._dispatcher = Dispatcher(self._run_dir, self._actions, judged_by="hook")
+            self._dispatcher.dispatch(findings)
 
 
 def _action(action: str | Action, stop: Callable[[str], None]) -> Action:

@@ -24,6 +24,14 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "VanishingGradient": "UnchangedTensor StalledLoss ClassImbalance",
         "UnchangedTensor": "StalledLoss",
         "StalledLoss": "LossNotDecreasing ClassImbalance",
+        "DeviceErrors": "Hang",
+        "MemoryLeak": "MemoryPressure Hang StepTimeDrift",
+        "MemoryPressure": "Hang StepTimeDrift DataLoadingBound GpuStarved",
+        "ContainerThrottled": "DataLoadingBound GpuStarved",
+        "DataLoadingBound": "GpuStarved",
+        "SlowCheckpointing": "GpuStarved",
+        "StragglerRank": "GpuStarved",
+        "GpuOverheating": "StragglerRank StepTimeDrift",
     }.items()
 }  # fmt: skip
 """What each problem can bring with it. Where two can bring each other, the one that began first is the cause."""

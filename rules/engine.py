@@ -1,4 +1,4 @@
-"""Feeds steps to rules and keeps their verdicts."""
+"""Feeds steps and samples to rules and keeps their verdicts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
+from stepwatch.rules.profiler.base import ProfilerRule, Sample
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -16,7 +17,7 @@ log = logging.getLogger("stepwatch")
 
 @dataclass
 class _Evaluation:
-    """One rule over one rank."""
+    """One rule over one rank, or over the whole run."""
 
     spec: RuleSpec
     rule: Rule
@@ -25,21 +26,27 @@ class _Evaluation:
 
 
 class Engine:
-    """Judges steps as they come, each rank by rules of its own.
+    """Judges steps as they come, each rank by rules of its own; rules about the job's cost see the whole run.
 
     What is found depends only on the steps of a rank and their order, not on how they arrive. A rule that
     raises is left out from then on and ends with status Error; the others go on.
 
     Args:
         specs: the rules.
+
+    Attributes:
+        profiles: whether there are rules that :meth:`watch` feeds.
     """
 
     def __init__(self, specs: Sequence[RuleSpec]) -> None:
         self._specs = list(specs)
+        self._of_a_rank = [spec for spec in specs if not issubclass(spec.rule, ProfilerRule)]
         self._ranks: dict[int, list[_Evaluation]] = {}
+        self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
+        self.profiles = bool(self._whole)
 
     def feed(self, step: Step) -> list[Finding]:
-        """Show a step to every rule; returns what they found in it."""
+        """Show a rank's step to every rule about a rank; returns what they found in it."""
         found: list[Finding] = []
         for evaluation in self._of_rank(step.rank):
             if not evaluation.error and evaluation.spec.judges(step.step):
@@ -54,13 +61,22 @@ class Engine:
                 found += self._ask(evaluation, lambda rule: rule.waited(now_ns))
         return found
 
+    def watch(self, event: Step | Sample) -> list[Finding]:
+        """Show a step of any rank, or a sample, to every rule about the run; they come in the order of time."""
+        found: list[Finding] = []
+        for evaluation in self._whole:
+            shown = isinstance(event, Sample) or evaluation.spec.judges(event.step)
+            if not evaluation.error and shown:
+                found += self._ask(evaluation, lambda rule: _watch(rule, event))
+        return found
+
     def conclude(self, rank: int) -> list[Finding]:
         """The rank's run is over; returns what could be said only now."""
-        found: list[Finding] = []
-        for evaluation in self._of_rank(rank):
-            if not evaluation.error:
-                found += self._ask(evaluation, lambda rule: rule.conclude())
-        return found
+        return self._conclude(self._of_rank(rank))
+
+    def conclude_run(self) -> list[Finding]:
+        """All ranks are over; returns what rules about the run could say only now."""
+        return self._conclude(self._whole)
 
     def restart(self, rank: int) -> None:
         """Forget a rank: a new attempt has replaced steps that were judged."""
@@ -68,7 +84,8 @@ class Engine:
 
     def findings(self) -> list[Finding]:
         """All findings so far, by the step at which they were decided."""
-        every = [f for evaluations in self._ranks.values() for e in evaluations for f in e.findings]
+        evaluations = [*(e for rank in self._ranks.values() for e in rank), *self._whole]
+        every = [finding for evaluation in evaluations for finding in evaluation.findings]
         return sorted(every, key=lambda finding: (finding.last_step, finding.rank))
 
     def results(self, *, live: bool) -> list[RuleResult]:
@@ -77,19 +94,26 @@ class Engine:
         Args:
             live: whether more steps may come; then a rule that has not fired is in progress.
         """
-        ranks = [self._ranks[rank] for rank in sorted(self._ranks)] or [
-            [_Evaluation(spec, spec.build()) for spec in self._specs]
-        ]
-        return [
-            _verdict(spec.name, [evaluations[index] for evaluations in ranks], live)
-            for index, spec in enumerate(self._specs)
-        ]
+        ranks = [self._ranks[rank] for rank in sorted(self._ranks)] or [self._fresh()]
+        columns = {id(spec): [rank[i] for rank in ranks] for i, spec in enumerate(self._of_a_rank)}
+        whole = iter(self._whole)
+        return [_verdict(spec.name, columns.get(id(spec)) or [next(whole)], live) for spec in self._specs]
 
     def _of_rank(self, rank: int) -> list[_Evaluation]:
         evaluations = self._ranks.get(rank)
         if evaluations is None:
-            evaluations = self._ranks[rank] = [_Evaluation(spec, spec.build()) for spec in self._specs]
+            evaluations = self._ranks[rank] = self._fresh()
         return evaluations
+
+    def _fresh(self) -> list[_Evaluation]:
+        return [_Evaluation(spec, spec.build()) for spec in self._of_a_rank]
+
+    def _conclude(self, evaluations: Sequence[_Evaluation]) -> list[Finding]:
+        found: list[Finding] = []
+        for evaluation in evaluations:
+            if not evaluation.error:
+                found += self._ask(evaluation, lambda rule: rule.conclude())
+        return found
 
     def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:
         try:
@@ -100,6 +124,12 @@ class Engine:
             return []
         evaluation.findings += found
         return found
+
+
+def _watch(rule: Rule, event: Step | Sample) -> Iterable[Finding]:
+    if isinstance(event, Sample):
+        return rule.sample(event) if isinstance(rule, ProfilerRule) else ()
+    return rule.observe(event)
 
 
 def _verdict(name: str, evaluations: list[_Evaluation], live: bool) -> RuleResult:

@@ -12,6 +12,8 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
+from stepwatch.rules.profiler.base import Sample
+from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
 from stepwatch.rules.rows import MODES, Commit, Key, commits_of, derived_of, scalars_of, stats_of, values_of
 from stepwatch.rules.step import Step, StepBuilder
 
@@ -136,6 +138,8 @@ class LiveAnalysis:
         self._whole_tensors = any(spec.rule.whole_tensors for spec in specs)
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._concluded: set[int] = set()
+        self._profile = ProfileStream(trace)
+        self._run_concluded = False
         self.steps = 0
 
     def poll(self, ranks: Iterable[int] | None = None) -> list[Finding]:
@@ -147,17 +151,32 @@ class LiveAnalysis:
             found += self._feed(self._stream(rank).poll())
             if ended:
                 found += self._conclude(rank)
-        if self._trace.live():
+        live = self._trace.live()
+        if live:
             for rank in self._streams.keys() - self._concluded:
                 found += self._engine.waited(rank, time.time_ns())
+        if self._engine.profiles:
+            now = time.time_ns() - LATENESS_NS
+            found += self._watch(now)
+            if live:
+                found += self._engine.watch(Sample("", now, {}))
         return found
 
     def conclude(self) -> list[Finding]:
         """No more will come, whether the run said so or was killed."""
-        found = self.poll()
+        found: list[Finding] = []
+        self._trace.refresh()
         for rank in self._trace.ranks:
+            found += self._feed(self._stream(rank).poll())
             found += self._conclude(rank)
+        if self._engine.profiles and not self._run_concluded:
+            self._run_concluded = True
+            found += self._watch(None)
+            found += self._engine.conclude_run()
         return found
+
+    def _watch(self, until_ns: int | None) -> list[Finding]:
+        return [finding for event in self._profile.poll(until_ns) for finding in self._engine.watch(event)]
 
     def _feed(self, steps: Iterator[Step]) -> list[Finding]:
         found: list[Finding] = []

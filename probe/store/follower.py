@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from stepwatch.probe.store.layout import Part, list_parts, rank_folder
+from stepwatch.probe.store.layout import Part, list_parts, node_folder, rank_folder
 from stepwatch.probe.store.reader import Trace, iterate_file
 from stepwatch.probe.store.tables import ROW_GROUP_ROWS
 
@@ -70,7 +70,6 @@ class TableCursor:
         progress = self._progress.setdefault(part.attempt, _Progress())
         progress.rows_before.setdefault(part.first, progress.rows)
         skip = progress.rows - progress.rows_before[part.first]
-        attempts = self._trace.attempts(self._rank)
         path = self._folder / part.file_name
         try:
             for rows in iterate_file(path, self._columns, self._piece):
@@ -78,7 +77,7 @@ class TableCursor:
                 skip -= rows.num_rows - fresh.num_rows
                 if fresh.num_rows:
                     progress.rows += fresh.num_rows
-                    kept = attempts.drop_superseded(fresh, part.attempt)
+                    kept = self._kept(fresh, part.attempt)
                     if kept.num_rows:
                         yield kept
         except FileNotFoundError:
@@ -86,3 +85,22 @@ class TableCursor:
         except (pa.ArrowException, OSError, ValueError) as error:
             self._trace.warn(path, error)
         progress.next_flush = part.last + 1
+
+    def _kept(self, rows: pa.Table, attempt: int) -> pa.Table:
+        return self._trace.attempts(self._rank).drop_superseded(rows, attempt)
+
+
+class NodeCursor(TableCursor):
+    """Position in the samples of one node.
+
+    Args:
+        trace: the run.
+        node: its name.
+    """
+
+    def __init__(self, trace: Trace, node: str) -> None:
+        super().__init__(trace, "system", 0, ["time_ns", "device", "metric", "value"])
+        self._folder = node_folder(trace.path, node)
+
+    def _kept(self, rows: pa.Table, attempt: int) -> pa.Table:
+        return rows

@@ -44,6 +44,11 @@ def end_file(run_dir: Path, rank: int) -> Path:
     return run_dir / "end" / f"rank={rank:05d}.json"
 
 
+def node_folder(run_dir: Path, node: str) -> Path:
+    """Folder of the samples of one node."""
+    return run_dir / "system" / f"node={node}"
+
+
 def list_parts(folder: Path) -> list[Part]:
     """Parts in a folder in order, without those contained in another (left over by a compaction)."""
     try:

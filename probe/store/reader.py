@@ -22,7 +22,7 @@ from stepwatch.probe.store import remote
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import is_alive
-from stepwatch.probe.store.layout import end_file, list_parts, rank_folder
+from stepwatch.probe.store.layout import end_file, list_parts, node_folder, rank_folder
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS, STEP_TABLES, TABLES
@@ -110,6 +110,11 @@ class Trace:
     def ranks(self) -> list[int]:
         """Ranks that have written something, ascending."""
         return sorted(int(match[1]) for name in _names(self.path / "ranks") if (match := _RANK_FILE.match(name)))
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that were sampled."""
+        return sorted(name.partition("=")[2] for name in _names(self.path / "system") if name.startswith("node="))
 
     @property
     def notes(self) -> list[str]:
@@ -255,10 +260,10 @@ class Trace:
     def system(self) -> pa.Table:
         """Samples of all nodes: time_ns, device, metric, value, node."""
         pieces = []
-        for folder in _names(self.path / "system"):
-            node = folder.partition("=")[2]
-            for part in list_parts(self.path / "system" / folder):
-                rows = self._read_file(self.path / "system" / folder / part.file_name, None, None)
+        for node in self.nodes:
+            folder = node_folder(self.path, node)
+            for part in list_parts(folder):
+                rows = self._read_file(folder / part.file_name, None, None)
                 if rows is not None:
                     pieces.append(rows.append_column("node", pa.array([node] * rows.num_rows, pa.string())))
         empty = TABLES["system"].empty_table().append_column("node", pa.array([], pa.string()))

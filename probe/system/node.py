@@ -123,7 +123,7 @@ class Volumes(Source):
         directories: where the job reads and writes; those of one volume are reported once, under the first.
     """
 
-    period = 5.0
+    period = 1.0
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories: dict[int, Path] = {}

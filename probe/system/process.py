@@ -36,8 +36,6 @@ class ProcessTree(Source):
     in each.
     """
 
-    period = 2.0
-
     def __init__(self) -> None:
         own = psutil.Process()
         several = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) > 1

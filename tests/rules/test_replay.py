@@ -22,6 +22,7 @@ from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.catalogue import RuleSpec, configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Coverage, Finding, Status
+from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.replay import LiveAnalysis, StepStream, analyze
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step, StepBuilder
@@ -128,7 +129,7 @@ def in_process(records: list[StepRecord], specs: list[RuleSpec]) -> list[Finding
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(records=recordings(), cuts=st.sets(st.integers(0, 11)))
 def test_findings_are_the_same_in_process_live_and_offline(records: list[StepRecord], cuts: set[int]) -> None:
-    specs = [RuleSpec(Everything), *configure(None)]
+    specs = [RuleSpec(Everything), *map(RuleSpec, RECOMMENDED)]
     with recorded(records, cuts) as (run, writer, advance):
         live = LiveAnalysis(Trace(run), specs)
         found = live.poll()

@@ -1,0 +1,165 @@
+"""What rules about a job's cost see: the steps of all ranks and the samples of all nodes, in the order of time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.rule import Rule
+from stepwatch.rules.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was read of one node at one time.
+
+    Attributes:
+        node: name of the node; "" for a tick of the clock beside a live run, which has no values.
+        time_ns: nanoseconds since the epoch.
+        values: by (device, metric); of what is read seldom only at the samples at which it was.
+    """
+
+    node: str
+    time_ns: int
+    values: Mapping[tuple[str, str], float]
+
+    @property
+    def seconds(self) -> float:
+        """Time in seconds."""
+        return self.time_ns / 1e9
+
+    def of(self, metric: str) -> Iterator[tuple[str, float]]:
+        """(device, value) of every device that has this metric."""
+        for (device, name), value in self.values.items():
+            if name == metric:
+                yield device, value
+
+
+def end_ns(step: Step) -> int:
+    """When a step ended, in nanoseconds since the epoch: its record begins with its forward pass."""
+    return step.time_ns + max(step.timing.get("duration_ns", 0) - step.timing.get("data_ns", 0), 0)
+
+
+class ProfilerRule(Rule):
+    """Judges a whole run, not one rank: gets the steps of all ranks, timing only, and the samples of all nodes.
+
+    They come in the order of time. Findings tell the step at which a time was by the steps of the lowest rank.
+
+    Attributes:
+        steps: training steps seen.
+        samples: samples seen.
+        step: number of the latest training step of the lowest rank, 0 before the first.
+    """
+
+    severity = Severity.WARNING
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.samples = 0
+        self.step = 0
+        self._first_step: int | None = None
+        self._lowest: int | None = None
+
+    def observe(self, step: Step) -> Iterable[Finding]:
+        """Take note of a step and judge it."""
+        if self._lowest is None or step.rank < self._lowest:
+            self._lowest = step.rank
+        if step.training:
+            self.steps += 1
+            if step.rank == self._lowest:
+                self.step = step.step
+                self._first_step = step.step if self._first_step is None else self._first_step
+        return self.judge_step(step) or ()
+
+    def sample(self, sample: Sample) -> Iterable[Finding]:
+        """Take note of a sample and judge it."""
+        self.samples += bool(sample.values)
+        return self.judge_sample(sample) or ()
+
+    def judge_step(self, step: Step) -> Iterable[Finding] | None:
+        """Judge a step."""
+        return None
+
+    def judge_sample(self, sample: Sample) -> Iterable[Finding] | None:
+        """Judge a sample."""
+        return None
+
+    @abstractmethod
+    def missing(self) -> str:
+        """What it would have needed to decide; "" where it had everything."""
+
+    def margin(self) -> float | None:
+        """Nearest approach to firing, measured over threshold."""
+        return None
+
+    def coverage(self) -> Coverage:
+        """See the base class."""
+        missing = self.missing()
+        return Coverage(
+            decided=not missing,
+            steps=self.steps,
+            first_step=self._first_step,
+            last_step=self.step if self._first_step is not None else None,
+            missing=(missing,) if missing else (),
+            margin=self.margin(),
+        )
+
+    def found(
+        self,
+        *,
+        value: float,
+        threshold: float,
+        message: str,
+        suggestion: str,
+        first_step: int | None = None,
+        rank: int | None = None,
+        devices: Iterable[str] = (),
+        evidence: dict[str, Any] | None = None,
+        severity: Severity | None = None,
+    ) -> Finding:
+        """A finding at the current step; ``devices`` are what it is about."""
+        return Finding(
+            rule=self.name,
+            severity=severity or self.severity,
+            first_step=self.step if first_step is None else first_step,
+            last_step=self.step,
+            tensors=tuple(devices),
+            value=float(value),
+            threshold=float(threshold),
+            message=message,
+            suggestion=suggestion,
+            evidence=evidence or {},
+            rank=(self._lowest or 0) if rank is None else rank,
+        )
+
+
+def positive(name: str, value: float) -> float:
+    """``value``, checked.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; expected more than 0")
+    return value
+
+
+def spell_seconds(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def spell_bytes(count: float) -> str:
+    """An amount of memory as a person says it."""
+    for size, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if abs(count) >= 1 << size:
+            return f"{count / (1 << size):.3g} {unit}"
+    return f"{count:.0f} bytes"
