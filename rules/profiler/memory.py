@@ -87,7 +87,7 @@ class MemoryLeak(_RunsFull):
     def __init__(self, *, seconds: float = 300.0, horizon: float = 20.0, growth_mib: float = 256.0) -> None:
         super().__init__(seconds=seconds, horizon=horizon, growth_mib=growth_mib)
         self._limits: dict[tuple[str, str], float] = {}
-        self._room: dict[str, float] = {}
+        self._room: dict[tuple[str, str], float] = {}
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
@@ -96,20 +96,17 @@ class MemoryLeak(_RunsFull):
             self._limits[node, device] = total
         if ("cgroup", "memory_limit_bytes") in values:
             self._limits[node, "cgroup"] = values["cgroup", "memory_limit_bytes"]
-        rooms = [
-            limit - values[device, "memory_used_bytes"]
-            for device in ("node", "cgroup")
-            if (limit := self._limits.get((node, device))) and (device, "memory_used_bytes") in values
-        ]
-        if rooms:
-            self._room[node] = min(rooms)
+        for device, used in sample.of("memory_used_bytes"):
+            limit = self._limits.get((node, device))
+            room = None if limit is None else limit - used
+            if device not in ("node", "cgroup"):
+                yield from self.look(sample, device, used, room)
+            elif room is not None:
+                self._room[node, device] = room
         resident = values.get(("job", "memory_rss_bytes"))
         if resident is not None:
-            yield from self.look(sample, "job", resident, self._room.get(node))
-        for device, used in sample.of("memory_used_bytes"):
-            if device not in ("node", "cgroup"):
-                total = self._limits.get((node, device))
-                yield from self.look(sample, device, used, None if total is None else total - used)
+            rooms = [self._room[node, device] for device in ("node", "cgroup") if (node, device) in self._room]
+            yield from self.look(sample, "job", resident, min(rooms, default=None))
 
     def tell(self, device: str, per_second: float, seconds: float, room: float, left: float) -> str:
         """See the base class."""

@@ -44,7 +44,7 @@ class ProfileStream:
                 self._steps[rank] = TableCursor(self._trace, "steps", rank, [*_KEY, *TIMING_COLUMNS])
         for node in self._trace.nodes:
             self._nodes.setdefault(node, NodeCursor(self._trace, node))
-        fresh = [_steps(rank, cursor) for rank, cursor in self._steps.items()]
+        fresh: list[Iterator[Event]] = [_steps(rank, cursor) for rank, cursor in self._steps.items()]
         fresh += [_samples(node, cursor) for node, cursor in self._nodes.items()]
         held, self._held = self._held, []
         for event in heapq.merge(held, *fresh, key=when):
@@ -59,14 +59,14 @@ def when(event: Event) -> int:
     return event.time_ns if isinstance(event, Sample) else end_ns(event)
 
 
-def _steps(rank: int, cursor: TableCursor) -> Iterator[Step]:
+def _steps(rank: int, cursor: TableCursor) -> Iterator[Event]:
     for rows in cursor.read():
         for row in rows.to_pylist():
             timing = {name: row[name] for name in TIMING_COLUMNS if row[name] is not None}
             yield Step(rank, row["step"], row["mode"], row["mode_step"], row["time_ns"], timing=timing)
 
 
-def _samples(node: str, cursor: NodeCursor) -> Iterator[Sample]:
+def _samples(node: str, cursor: NodeCursor) -> Iterator[Event]:
     """Samples of a node; the last one of what has been read so far may go on in rows still to come."""
     rest: pa.Table | None = None
     for rows in cursor.read():
