@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
+import os
 import queue
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +17,12 @@ from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.findings import FindingLog
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.telling.message import Message, item
+from stepwatch.rules.telling.webhook import SendError, Webhook
 
 log = logging.getLogger("stepwatch")
 
 _RANKING = {Severity.INFO: 0, Severity.WARNING: 1, Severity.ERROR: 2}
-_WORTH_ANOTHER_TRY = (408, 425, 429)
 _RECORD_AGAIN_SECONDS = 5.0
 
 
@@ -98,11 +96,7 @@ class LogAction:
 
 
 class WebhookAction:
-    """Posts the finding as JSON.
-
-    The body is ``{"run": directory, "job_name": ..., "run_id": ..., "finding": {...}}``, where ``finding`` is the
-    object that ``analyze --json`` prints: rule, severity, first_step, last_step, tensors, value, threshold,
-    message, suggestion, evidence, rank.
+    """Posts the finding as JSON, see :class:`Webhook`; signed where STEPWATCH_WEBHOOK_SECRET holds a secret.
 
     Args:
         url: http or https; it may hold a secret and is therefore neither logged nor recorded.
@@ -120,17 +114,9 @@ class WebhookAction:
     def __init__(
         self, url: str, at_least: Severity = Severity.WARNING, attempts: int = 3, timeout: float = 5.0
     ) -> None:
-        try:
-            parts = urllib.parse.urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError("the webhook's URL is not of the form http[s]://HOST[:PORT]/PATH")
-        self._url = url
+        self._webhook = Webhook(url, os.environ.get("STEPWATCH_WEBHOOK_SECRET"), timeout)
         self.at_least = at_least
         self._attempts = attempts
-        self._timeout = timeout
 
     def apply(self, finding: Finding, run_dir: Path) -> str:
         """Post it.
@@ -138,38 +124,18 @@ class WebhookAction:
         Raises:
             OSError: no try succeeded; the message does not hold the URL.
         """
-        info = Trace(run_dir).info
-        payload: dict[str, Any] = {
-            "run": str(run_dir),
-            "job_name": info.job_name,
-            "run_id": info.run_id,
-            "finding": finding.to_json(),
-        }
-        body = json.dumps(payload, allow_nan=False).encode()
-        for attempt in range(1, self._attempts + 1):
+        about = item(run_dir, finding)
+        message = Message(f"{about['run_id']}-{finding.id}", (about,))
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                return f"posted, answered {self._post(body)}"
-            except urllib.error.HTTPError as error:
-                failure, final = f"answered {error.code}", error.code < 500 and error.code not in _WORTH_ANOTHER_TRY
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                failure, final = _spell_failure(error), False
-            if final or attempt == self._attempts:
-                break
+                return f"posted, {self._webhook.send(message)}"
+            except SendError as error:
+                if error.final or attempt == self._attempts:
+                    tries = f"{attempt} tr{'y' if attempt == 1 else 'ies'}"
+                    raise OSError(f"not posted in {tries}: {error}") from None
             time.sleep(2 ** (attempt - 1))
-        raise OSError(f"not posted in {attempt} tr{'y' if attempt == 1 else 'ies'}: {failure}")
-
-    def _post(self, body: bytes) -> int:
-        headers = {"Content-Type": "application/json", "User-Agent": "stepwatch"}
-        request = urllib.request.Request(self._url, data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-            return int(answer.status)
-
-
-def _spell_failure(error: Exception) -> str:
-    """What went wrong on the way, without texts of the libraries in which the URL may stand."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    system = reason.strerror if isinstance(reason, OSError) else None
-    return system or type(reason).__name__
 
 
 class Dispatcher:

@@ -29,7 +29,10 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--answer", type=_SECONDS, default=60.0, show_default=True, help="Seconds to wait for the job's answer.")
 @click.option("--grace", type=_SECONDS, default=30.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")
 @click.option("--dry-run", is_flag=True, help="Say what --stop would do, and do not do it.")
-@click.option("--webhook", metavar="URL", help="Post findings as JSON.")
+@click.option("--webhook", metavar="URL", help="Post findings as JSON; the same as --notify URL.")
+@click.option(
+    "--notify", "notify", multiple=True, metavar="CHANNEL", help="Tell of findings; docs/watching.md has the channels."
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
@@ -53,6 +56,7 @@ def command(
     grace: float,
     dry_run: bool,
     webhook: str | None,
+    notify: tuple[str, ...],
     interval: float,
     state: Path | None,
     once: bool,
@@ -65,18 +69,26 @@ def command(
     Exit status: 1 when something was found, else 0.
     """
     from stepwatch.cli.render import console
-    from stepwatch.rules.actions import Action, WebhookAction
+    from stepwatch.rules.actions import Action
     from stepwatch.rules.catalogue import configure
     from stepwatch.rules.sidecar.changes import Changes
+    from stepwatch.rules.sidecar.places import default_state_dir
     from stepwatch.rules.sidecar.sidecar import Sidecar
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
+    from stepwatch.rules.telling.channels import channel
+    from stepwatch.rules.telling.notify import NotifyAction
+    from stepwatch.rules.telling.outbox import Courier, Outbox
 
     actions: list[Action] = []
+    spellings = [*notify, *([webhook] if webhook else [])]
+    outboxes = [Outbox((state or default_state_dir()) / "outbox", channel(spelling)) for spelling in spellings]
+    tell = NotifyAction(outboxes)
+    if outboxes:
+        actions.append(tell)
     if stop:
-        actions.append(DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace))
-    if webhook:
-        actions.append(WebhookAction(webhook))
+        actions.append(DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=tell.shout))
     sidecar = Sidecar(list(directories), configure(list(rules) or None, list(settings)), actions, state)
+    courier = Courier(outboxes)
     out = console()
     found = False
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's Ctrl-C
@@ -93,6 +105,7 @@ def command(
         click.echo("stepwatch: no longer watching", err=True)
     finally:
         sidecar.close()
+        courier.close()
     raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
 
 

@@ -230,23 +230,30 @@ def test_webhook_posts_the_documented_object(run: Path, serve: Any) -> None:
     server, url = serve()
     dispatch(run, [finding()], WebhookAction(url))
     (body,) = server.bodies
+    run_id = Trace(run).info.run_id
     assert body == {
-        "run": str(run),
-        "job_name": "digits",
-        "run_id": Trace(run).info.run_id,
-        "finding": {
-            "rule": "ExplodingTensor",
-            "severity": "error",
-            "first_step": 3,
-            "last_step": 3,
-            "tensors": ["gradient/Net_fc.weight"],
-            "value": "inf",
-            "threshold": 0.0,
-            "message": "it blew up",
-            "suggestion": "lower the learning rate",
-            "evidence": {"last": [1.0, "nan"], "unit": "norm"},
-            "rank": 0,
-        },
+        "version": 1,
+        "id": f"{run_id}-{finding().id}",
+        "findings": [
+            {
+                "run": str(run),
+                "job_name": "digits",
+                "run_id": run_id,
+                "finding": {
+                    "rule": "ExplodingTensor",
+                    "severity": "error",
+                    "first_step": 3,
+                    "last_step": 3,
+                    "tensors": ["gradient/Net_fc.weight"],
+                    "value": "inf",
+                    "threshold": 0.0,
+                    "message": "it blew up",
+                    "suggestion": "lower the learning rate",
+                    "evidence": {"last": [1.0, "nan"], "unit": "norm"},
+                    "rank": 0,
+                },
+            }
+        ],
     }
     assert recorded(run) == [(3, [("webhook", "done", "posted, answered 200")])]
 
@@ -303,7 +310,7 @@ for _ in range(2):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert {body["finding"]["rule"] for body in server.bodies} == {
+    assert {body["findings"][0]["finding"]["rule"] for body in server.bodies} == {
         r["rule"] for r in Trace(tmp_path / "run").findings()
     }
     assert server.bodies

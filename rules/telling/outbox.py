@@ -1,0 +1,212 @@
+"""Messages on disk until they are delivered: a restart loses none, and sends none twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.layout import write_json
+from stepwatch.probe.store.rankfile import read_json
+from stepwatch.rules.sidecar.lease import Lease
+from stepwatch.rules.telling.message import Message
+from stepwatch.rules.telling.webhook import SendError
+
+log = logging.getLogger("stepwatch")
+
+_SETTLE_SECONDS = 2.0  # what is found within this time of the first finding is told with it
+_PAUSES = (30.0, 60.0, 120.0, 300.0, 900.0)
+_MAX_FINDINGS = 1000
+_KEEP_SECONDS = 30 * 86400.0
+
+
+class Channel(Protocol):
+    """A way to tell.
+
+    Attributes:
+        name: of its folder in the outbox; the same after a restart, and holds no secret.
+    """
+
+    name: str
+
+    def send(self, message: Message) -> str:
+        """Deliver it, and return how that went, in words.
+
+        Raises:
+            SendError: it was not delivered.
+        """
+
+
+class Outbox:
+    """Findings that wait to be told through one channel.
+
+    A finding is told once, under its key. What is found within two seconds is one message; after a message the next
+    waits half a minute, then longer, up to a quarter of an hour while more keeps coming, and holds all that has come
+    by then. A message that is not delivered is tried again with the same pauses, and keeps its id.
+
+    ``waiting/KEY.json`` is a finding to be told, ``sending.json`` the message under way, and ``sent/KEY`` says that a
+    finding was told: at any moment one of them knows it.
+
+    Args:
+        folder: the outbox's directory.
+        channel: where the messages go.
+    """
+
+    def __init__(self, folder: Path, channel: Channel) -> None:
+        self._folder = folder / channel.name
+        self._channel = channel
+        self._lease = Lease(self._folder)
+        self._sent_at: float | None = None
+        self._streak = 0
+        self._pruned = False
+        for part in ("waiting", "sent"):
+            (self._folder / part).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def name(self) -> str:
+        """The channel's."""
+        return self._channel.name
+
+    @property
+    def waiting(self) -> int:
+        """How many findings have not been told."""
+        return len(self._waiting())
+
+    def put(self, key: str, item: dict[str, Any]) -> bool:
+        """Keep a finding until it is told; False where it is here, or was told before.
+
+        Args:
+            key: identifies it.
+            item: see :func:`stepwatch.rules.telling.message.item`.
+
+        Raises:
+            OSError: the outbox cannot be written.
+        """
+        waiting, sent = self._folder / "waiting" / f"{key}.json", self._folder / "sent" / key
+        if sent.exists() or waiting.exists():
+            return False
+        write_json(waiting, item)
+        return True
+
+    def deliver(self, *, now: bool = False) -> None:
+        """Send what is due; of several processes with this outbox one does.
+
+        Args:
+            now: whether to send what waits without a pause, because the process ends.
+
+        Raises:
+            OSError: the outbox cannot be read or written.
+        """
+        if not self._lease.acquire():
+            return
+        self._prune()
+        content = read_json(self._folder / "sending.json") or self._collect(now)
+        if not content or not (now or self._is_due(content)):
+            return
+        keys = [str(key) for key in content["keys"]]
+        items = [read_json(self._folder / "waiting" / f"{key}.json") for key in keys]
+        items = [item for item in items if item]
+        try:
+            if items:
+                log.info("%s: %s", self.name, self._channel.send(Message(str(content["id"]), tuple(items))))
+        except SendError as error:
+            self._failed(content, error)
+            if not error.final:
+                return
+        self._streak = self._streak + 1 if self._recently() else 0
+        self._sent_at = time.monotonic()
+        for key in keys:
+            (self._folder / "sent" / key).touch()
+            (self._folder / "waiting" / f"{key}.json").unlink(missing_ok=True)
+        (self._folder / "sending.json").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another process deliver."""
+        self._lease.release()
+
+    def _waiting(self) -> list[str]:
+        return sorted(name for name in os.listdir(self._folder / "waiting") if name.endswith(".json"))
+
+    def _collect(self, now: bool) -> dict[str, Any]:
+        """A message of all that waits, if it is time for one."""
+        names = self._waiting()
+        if not names:
+            return {}
+        if not now:
+            ages = [time.time() - (self._folder / "waiting" / name).stat().st_mtime for name in names]
+            pause = _PAUSES[min(self._streak, len(_PAUSES) - 1)]
+            settled = max(ages) >= _SETTLE_SECONDS or min(ages) < 0  # a clock that was set back
+            if not settled or (self._sent_at is not None and time.monotonic() - self._sent_at < pause):
+                return {}
+        keys = [name.removesuffix(".json") for name in names[:_MAX_FINDINGS]]
+        content: dict[str, Any] = {"id": uuid.uuid4().hex, "keys": keys, "tries": 0, "again_at": 0.0}
+        write_json(self._folder / "sending.json", content)
+        return content
+
+    def _recently(self) -> bool:
+        """Whether more has come soon after the message before."""
+        pause = _PAUSES[min(self._streak, len(_PAUSES) - 1)]
+        return self._sent_at is not None and time.monotonic() - self._sent_at < 2 * pause
+
+    @staticmethod
+    def _is_due(content: dict[str, Any]) -> bool:
+        left = float(content["again_at"]) - time.time()
+        return left <= 0 or left > _PAUSES[-1]  # a clock that was set back
+
+    def _failed(self, content: dict[str, Any], error: SendError) -> None:
+        if error.final:
+            log.error("%s: %d findings cannot be told: %s", self.name, len(content["keys"]), error)
+            return
+        tries = int(content["tries"]) + 1
+        pause = min(5.0 * 2 ** (tries - 1), _PAUSES[-1])
+        log.warning("%s: not delivered, try %d: %s; again in %g s", self.name, tries, error, pause)
+        write_json(self._folder / "sending.json", {**content, "tries": tries, "again_at": time.time() + pause})
+
+    def _prune(self) -> None:
+        """Forget what was told a month ago."""
+        if self._pruned:
+            return
+        self._pruned = True
+        for entry in os.scandir(self._folder / "sent"):
+            if time.time() - entry.stat().st_mtime > _KEEP_SECONDS:
+                os.unlink(entry)
+
+
+class Courier:
+    """Delivers what is in some outboxes, in a thread.
+
+    Args:
+        outboxes: one for each channel.
+    """
+
+    def __init__(self, outboxes: Sequence[Outbox]) -> None:
+        self._outboxes = list(outboxes)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stepwatch-courier", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Try once to send what waits; what is not delivered now is by the next process with this outbox."""
+        self._ending.set()
+        self._thread.join(timeout=30)
+        for outbox in self._outboxes:
+            outbox.close()
+
+    def _run(self) -> None:
+        while self._outboxes and not self._ending.wait(0.5):
+            self._deliver(now=False)
+        self._deliver(now=True)
+
+    def _deliver(self, now: bool) -> None:
+        for outbox in self._outboxes:
+            try:
+                outbox.deliver(now=now)
+            except (OSError, TraceError, json.JSONDecodeError) as error:
+                log.warning("%s: %s", outbox.name, error)
