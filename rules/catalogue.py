@@ -19,12 +19,14 @@ from stepwatch.rules.profiler import PROFILER
 from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.sagemaker import SAGEMAKER
+from stepwatch.rules.sagemaker_profiler import SAGEMAKER_PROFILER
 from stepwatch.rules.smdebug import install
 
 RULE_SETS: dict[str, tuple[type[Rule], ...]] = {
     "recommended": (*RECOMMENDED, *PROFILER),
     "profiler": PROFILER,
     "sagemaker": SAGEMAKER,
+    "sagemaker-profiler": SAGEMAKER_PROFILER,
 }
 """A rule is named by its class, or by set and class (``sagemaker.VanishingGradient``) where two sets have it;
 the class alone then means that of the first set."""

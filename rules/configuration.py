@@ -27,10 +27,12 @@ from typing import Any
 
 from stepwatch.rules.catalogue import RULE_FILES, RULE_SETS, RuleSpec, parameters_of, resolve
 from stepwatch.rules.errors import RuleError
+from stepwatch.rules.sagemaker_profiler.report import ProfilerReport, report_parameters
 
 log = logging.getLogger("stepwatch")
 
 _LISTS = ("DebugRuleConfigurations", "DebugRulesConfigurations")  # the second as SageMaker's guide has it in places
+_PROFILER_LIST = "ProfilerRuleConfigurations"
 _OWN_KEYS = ("rule", "name", "parameters", "start_step", "end_step")
 _SAGEMAKER_KEYS = (
     *("RuleConfigurationName", "RuleEvaluatorImage", "RuleParameters", "LocalPath", "S3OutputPath"),
@@ -60,7 +62,7 @@ def rule_specs(content: Mapping[str, Any] | Sequence[Any], *, folder: Path = Pat
     """The rules of a configuration: what a rule file holds, as Python has it.
 
     Args:
-        content: a list of entries, or a mapping with ``rules`` or ``DebugRuleConfigurations``.
+        content: a list of entries, or a mapping with ``rules``, or with SageMaker's lists of rule configurations.
         folder: that of the file; paths of rules are relative to it.
 
     Raises:
@@ -108,13 +110,13 @@ def _parse(path: Path, text: str) -> Any:
 def _entries(content: Any) -> tuple[list[Any], dict[str, tuple[str, ...]]]:
     """The rules of a configuration, and the expressions of the collections that it defines."""
     if isinstance(content, Mapping):
-        key = next((key for key in ("rules", *_LISTS) if key in content), None)
-        if key is None:
+        keys = [key for key in ("rules", *_LISTS) if key in content][:1]
+        keys += [_PROFILER_LIST] if _PROFILER_LIST in content else []
+        if not keys:
             raise RuleError(f"it has neither rules nor {_LISTS[0]}")
-        if "ProfilerRuleConfigurations" in content:
-            log.warning("ProfilerRuleConfigurations are left out: only debugging rules are read here")
         hook = content.get("DebugHookConfig") or content
-        return _list(key, content[key]), dict(_collections(hook.get("CollectionConfigurations") or ()))
+        entries = [entry for key in keys for entry in _list(key, content[key])]
+        return entries, dict(_collections(hook.get("CollectionConfigurations") or ()))
     return _list("the configuration", content), {}
 
 
@@ -162,14 +164,16 @@ def _from_sagemaker(
         log.warning("%s: action_json is not carried out; actions are those of 'stepwatch watch' and of the hook", label)
     spec = _single(f"{source}:{rule}", folder) if source else _built_in(label, rule)
     spec = replace(spec, label="" if label == spec.name else label)
+    if spec.rule is ProfilerReport:
+        parameters = report_parameters(parameters)
     return _with_parameters(spec, _other_trials(_as_expressions(spec, parameters, collections)))
 
 
 def _built_in(label: str, rule: str) -> RuleSpec:
-    for each in RULE_SETS["sagemaker"]:
+    for each in (*RULE_SETS["sagemaker"], *RULE_SETS["sagemaker-profiler"]):
         if each.__name__.lower() == rule.strip().lower():
             return RuleSpec(each)
-    known = ", ".join(each.__name__ for each in RULE_SETS["sagemaker"])
+    known = ", ".join(each.__name__ for key in ("sagemaker", "sagemaker-profiler") for each in RULE_SETS[key])
     raise RuleError(f"{label}: rule_to_invoke is {rule!r}; expected one of {known}")
 
 

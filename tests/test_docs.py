@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-RULE_PAGES = {"recommended": "rules.md", "profiler": "rules.md", "sagemaker": "sagemaker-rules.md"}
+RULE_PAGES = {
+    "recommended": "rules.md",
+    "profiler": "rules.md",
+    "sagemaker": "sagemaker-rules.md",
+    "sagemaker-profiler": "sagemaker-profiler-rules.md",
+}
 
 
 @pytest.mark.parametrize(
