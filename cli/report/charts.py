@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from bokeh.models import (
 )
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
 from stepwatch.cli.report.data import HeatMap, Series
 from stepwatch.cli.report.downsample import keep_extremes
@@ -137,6 +139,30 @@ def stacked_times(times: pd.DataFrame, findings: Sequence[Finding] = ()) -> figu
     high = float(np.percentile(times["duration"], 99)) * 1.3
     chart.y_range.start, chart.y_range.end = 0, max(high, 1e-3)
     mark(chart, findings)
+    return chart
+
+
+def bars(names: Sequence[str], values: NDArray[Any], unit: str) -> figure:
+    """A bar for each name, the first on top."""
+    count = len(names)
+    chart = _figure(int(np.clip(22 * count + 70, 120, 700)), unit, "", "linear", y_range=(-0.5, count - 0.5))
+    at = np.arange(count)[::-1]
+    source = ColumnDataSource({"at": at, "name": list(names), "value": np.asarray(values, dtype=np.float64)})
+    drawn = chart.hbar("at", 0.7, "value", source=source, color=COLOURS[0])
+    chart.add_tools(HoverTool(renderers=[drawn], tooltips=[("", "@name"), (unit, "@value{0.0000}")]))
+    chart.yaxis.ticker = at.tolist()
+    chart.yaxis.major_label_overrides = {int(place): _shorten(name) for place, name in zip(at, names, strict=True)}
+    chart.ygrid.visible = False
+    chart.x_range.start = 0
+    return chart
+
+
+def curve(x: NDArray[Any], y: NDArray[Any], x_unit: str, y_unit: str) -> figure:
+    """y over x, both in [0, 1], with the diagonal."""
+    chart = _figure(320, x_unit, y_unit, "linear")
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).astype(int))
+    chart.line([0, 1], [0, 1], color=_GRID, line_dash="dashed")
+    chart.line(x[kept], y[kept], color=COLOURS[0], line_width=1.6)
     return chart
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
+from stepwatch.cli.report.boosting import boosting_parts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series, step_times, system_series
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
@@ -78,6 +79,7 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
     stories = diagnose(analysis.findings)
     findings = [finding for story in stories for finding in (story.cause, *story.consequences)]
     losses, others = scalar_series(trace, rank)
+    others = [line for line in others if not line.name.startswith("feature_importance/")]
     plots: dict[str, Any] = {}
     if losses:
         plots["loss"] = charts.lines(losses, "loss", findings, height=300)
@@ -98,6 +100,8 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
     times = step_times(trace, rank)
     if len(times):
         plots["times"] = charts.stacked_times(times, findings)
+    boosting = boosting_parts(trace, rank)
+    plots |= {f"boosting{number}": part.chart for number, part in enumerate(boosting) if part.chart is not None}
     machine = _machine(trace, plots)
     context = {
         "title": trace.info.job_name,
@@ -111,6 +115,7 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
         "loss_table": [_line_row(line) for line in losses],
         "scalars": [{"key": f"scalar{i}", "name": name} for i, (name, _) in enumerate(scalars)],
         "heats": heats,
+        "boosting": boosting,
         "times": _time_table(times),
         "machine": machine,
         "recorded": _recorded(trace, rank),

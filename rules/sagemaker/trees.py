@@ -123,7 +123,8 @@ class FeatureImportanceOverweight(SageMakerRule):
 class CreateXgboostReport(SageMakerRule):
     """Asks for a report of the training; it never finds anything.
 
-    Its verdict says whether what such a report shows was recorded.
+    The report is ``stepwatch report RUN``, in which such runs have a part of their own. The verdict says whether
+    what that shows was recorded.
     """
 
     nothing = f"neither predictions, labels, feature importances nor trees were recorded{_HOW}"
