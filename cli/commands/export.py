@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stepwatch.cli import errors
 
+if TYPE_CHECKING:
+    from stepwatch.probe.store.reader import Trace
+
+
+def _smdebug(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.probe.store.smdebug.exporting import export_smdebug
+
+    if ranks:
+        errors.fail("--rank is for --format chrome")
+    return f"{export_smdebug(trace, destination)} steps"
+
+
+def _chrome(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.chrome import export_chrome
+    from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.replay import analyze
+
+    findings = analyze(trace, configure(None)).findings
+    return f"{export_chrome(trace, destination, findings, list(ranks) or None)} events"
+
+
+_FORMATS: dict[str, Callable[[Trace, Path, tuple[int, ...]], str]] = {"chrome": _chrome, "smdebug": _smdebug}
+
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["smdebug"]), required=True, help="What to write.")
+@click.option("--format", "form", type=click.Choice(list(_FORMATS)), required=True, help="What to write.")
+@click.option("--rank", "ranks", type=int, multiple=True, help="Ranks that are written; all by default.")
 @errors.one_line_errors
-def command(run: Path, destination: Path, form: str) -> None:
-    """Write a RUN into a new directory, in a format of other tools.
+def command(run: Path, destination: Path, form: str, ranks: tuple[int, ...]) -> None:
+    """Write a RUN in a format of other tools.
 
-    smdebug: whole tensors, scalars, and the statistics of all other tensors as saved reductions.
+    chrome: steps, phases, counters and findings as one file for Perfetto (ui.perfetto.dev) or chrome://tracing;
+    compressed where its name ends in .gz.
+
+    smdebug: a new directory with whole tensors, scalars, and the statistics of all other tensors as saved reductions.
     """
     from stepwatch.probe.store.reader import Trace
-    from stepwatch.probe.store.smdebug.exporting import export_smdebug
 
-    count = export_smdebug(Trace(run), destination)
-    click.echo(f"{destination}: {count} steps")
+    click.echo(f"{destination}: {_FORMATS[form](Trace(run), destination, ranks)}")
