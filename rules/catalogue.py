@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwatch.rules.errors import RuleError
+from stepwatch.rules.installed import classes_of, installed, provided_under
 from stepwatch.rules.parameters import coerce
 from stepwatch.rules.profiler import PROFILER
 from stepwatch.rules.recommended import RECOMMENDED
@@ -122,14 +123,19 @@ def parameters_of(rule: type[Rule]) -> list[Parameter]:
     """Parameters of a rule, from the signature of its constructor."""
     signature = inspect.signature(rule.__init__)
     return [
-        Parameter(p.name, str(p.annotation), p.default)
+        Parameter(p.name, _annotation(p.annotation), p.default)
         for p in signature.parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
 
 
+def _annotation(written: Any) -> str:
+    return written if isinstance(written, str) else inspect.formatannotation(written)
+
+
 def resolve(name: str) -> list[RuleSpec]:
-    """The rules of that name: a set, a built-in rule, ``file.py:Class``, ``package.module:Class`` or a rule file.
+    """The rules of that name: a set, a built-in rule, ``file.py:Class``, ``package.module:Class``, a rule file, or what
+    an installed package provides under it (:mod:`stepwatch.rules.installed`).
 
     A class may be a rule of ours or one that was written for smdebug.
 
@@ -146,8 +152,10 @@ def resolve(name: str) -> list[RuleSpec]:
     for key, rules in RULE_SETS.items():
         by_name[key] = [RuleSpec(rule) for rule in rules]
     found = by_name.get(name.strip().lower())
+    if found is None and (provided := provided_under(name.strip())) is not None:
+        return [RuleSpec(as_rule(rule, provided.value)) for rule in classes_of(provided)]
     if found is None:
-        spelled = {key.lower(): key for key in (*known_rules(), *RULE_SETS)}
+        spelled = {key.lower(): key for key in (*known_rules(), *RULE_SETS, *installed())}
         near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
         plain = [value for value in spelled.values() if "." not in value]
         hint = f"did you mean {spelled[near[0]]}?" if near else f"expected one of {', '.join(plain)}"
@@ -211,17 +219,33 @@ def _load(name: str) -> type[Rule]:
         raise
     except Exception as error:
         raise RuleError(f"{place} cannot be loaded: {type(error).__name__}: {error}") from None
-    from stepwatch.rules.smdebug import rule as smdebug_rule  # which needs the replay, and that this module
-
     found = getattr(module, class_name, None)
-    if isinstance(found, type) and issubclass(found, smdebug_rule.Rule) and not inspect.isabstract(found):
-        return smdebug_rule.adapt(found)
-    if not (isinstance(found, type) and issubclass(found, Rule)):
+    if not _is_rule(found):
         here = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Rule) and v is not Rule]
         raise RuleError(f"{place} has no rule {class_name!r}; it has: {', '.join(here) or 'none'}")
+    return as_rule(found, name)
+
+
+def as_rule(found: Any, name: str) -> type[Rule]:
+    """What has this name as a rule; a class that was written for smdebug is adapted.
+
+    Raises:
+        RuleError: it is none, or an abstract one.
+    """
+    from stepwatch.rules.smdebug import rule as smdebug_rule  # which needs the replay, and that this module
+
+    if not _is_rule(found):
+        raise RuleError(f"{name} is no rule; expected a subclass of {Rule.__module__}.{Rule.__name__}")
     if inspect.isabstract(found):
         raise RuleError(f"{name} is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
-    return found
+    adapted: type[Rule] = smdebug_rule.adapt(found) if issubclass(found, smdebug_rule.Rule) else found
+    return adapted
+
+
+def _is_rule(found: Any) -> bool:
+    from stepwatch.rules.smdebug import rule as smdebug_rule
+
+    return isinstance(found, type) and issubclass(found, Rule | smdebug_rule.Rule)
 
 
 def _load_file(path: Path) -> types.ModuleType:
