@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwatch.probe.store.schema import STAT_COLUMNS
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.sagemaker.base import SageMakerRule, above, and_others, at_least, percent, worst_first
 from stepwatch.rules.sagemaker.selection import Chosen, Selection
@@ -185,52 +186,75 @@ class UnchangedTensor(_SelectiveRule):
         self.rtol = rtol
         self.atol = atol
         self.equal_nan = equal_nan
-        self._before: dict[str, tuple[NDArray[np.float64], NDArray[Any] | None]] = {}
-        self._since: dict[str, list[int]] = {}
+        self._places: dict[str, int] = {}
+        self._rows: dict[tuple[str, ...], NDArray[np.intp]] = {}
+        self._before = np.empty((0, len(STAT_COLUMNS)))
+        self._values: dict[str, NDArray[Any]] = {}
+        self._since = np.empty(0, dtype=np.int64)
+        self._count = np.empty(0, dtype=np.int64)
 
     def judge(self, step: Step) -> Finding | None:
         """See the base class."""
         tensors = self._selection.of(step)
         if not len(tensors):
             return None
-        values = self._selection.values(step)
-        for row, name in enumerate(tensors.names):
-            now = (tensors.matrix[row].copy(), values.get(name))
-            before, self._before[name] = self._before.get(name), now
-            if before is not None and self._same(before, now):
-                self._since[name].append(step.step)
-            else:
-                self._since[name] = [step.step]
-        longest = max(tensors.names, key=lambda name: len(self._since[name]))
-        self.came_near(len(self._since[longest]) / self.num_steps, longest)
+        rows = self._rows_of(tensors.names)
+        before, now = self._before[rows], tensors.matrix
+        equal = before == now
+        if self.equal_nan:
+            equal |= np.isnan(before) & np.isnan(now)
+        same = equal.all(axis=1) & (self.equal_nan | (tensors.n_nan == 0))
+        self._compare_whole(tensors.names, self._selection.values(step), same)
+        same &= self._count[rows] > 0
+        self._before[rows] = now
+        self._since[rows] = np.where(same, self._since[rows], step.step)
+        self._count[rows] = np.where(same, self._count[rows] + 1, 1)
+        count = self._count[rows]
+        longest = int(count.argmax())
+        self.came_near(count[longest] / self.num_steps, tensors.names[longest])
         self.looked_at(step, len(tensors))
-        names = [name for name in tensors.names if len(self._since[name]) >= self.num_steps]
-        if not names:
+        hit = np.flatnonzero(count >= self.num_steps)
+        if not len(hit):
             return None
+        names = [tensors.names[row] for row in hit]
+        first = int(self._since[rows[hit[0]]])
         return self.fire(
             step,
             names,
-            [len(self._since[names[0]])],
+            [count[hit[0]]],
             threshold=self.num_steps,
-            first_step=self._since[names[0]][0],
-            message=f"{names[0]} is the same at {self.num_steps} saved steps, from step {self._since[names[0]][0]} "
-            f"to {step.step}{and_others(names, len(tensors))}",
+            first_step=first,
+            message=f"{names[0]} is the same at {self.num_steps} saved steps, from step {first} to {step.step}"
+            f"{and_others(names, len(tensors))}",
             suggestion="see whether the optimizer holds it, whether requires_grad is set, and whether its gradient "
             "is zero",
             unit="saved steps",
         )
 
-    def _same(
-        self,
-        before: tuple[NDArray[np.float64], NDArray[Any] | None],
-        now: tuple[NDArray[np.float64], NDArray[Any] | None],
-    ) -> bool:
-        one, other = before[1], now[1]
-        if one is None or other is None:
-            return bool(np.array_equal(before[0], now[0], equal_nan=self.equal_nan))
-        if one.shape != other.shape:
-            return False
-        return np.allclose(other, one, rtol=self.rtol, atol=self.atol, equal_nan=self.equal_nan)
+    def _rows_of(self, names: tuple[str, ...]) -> NDArray[np.intp]:
+        """Where the state of these tensors is kept."""
+        rows = self._rows.get(names)
+        if rows is None:
+            rows = np.array([self._places.setdefault(name, len(self._places)) for name in names], dtype=np.intp)
+            self._rows[names] = rows
+            more = len(self._places) - len(self._count)
+            self._before = np.concatenate([self._before, np.zeros((more, len(STAT_COLUMNS)))])
+            self._since, self._count = (
+                np.append(each, np.zeros(more, np.int64)) for each in (self._since, self._count)
+            )
+        return rows
+
+    def _compare_whole(self, names: tuple[str, ...], values: dict[str, NDArray[Any]], same: NDArray[np.bool_]) -> None:
+        """Decide by entries where the tensor is there whole, at this step and at the one before."""
+        for row, name in enumerate(names if values or self._values else ()):
+            before, now = self._values.pop(name, None), values.get(name)
+            if now is None:
+                continue
+            self._values[name] = now
+            if before is not None:
+                same[row] = before.shape == now.shape and np.allclose(
+                    now, before, rtol=self.rtol, atol=self.atol, equal_nan=self.equal_nan
+                )
 
 
 class WeightUpdateRatio(SageMakerRule):
