@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepwatch.probe.store.records import StepRecord, TensorInfo
-from stepwatch.rules.actions import Action, Dispatcher, LogAction, StopAction, WebhookAction
+from stepwatch.rules.actions import Action, Dispatcher, ForRules, LogAction, StopAction, WebhookAction
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
@@ -42,8 +42,11 @@ class Judge:
         suspect: Callable[[], None],
     ) -> None:
         self._suspect = suspect
-        self._engine = Engine(configure([rules] if isinstance(rules, str) else list(rules), []))
+        specs = configure([rules] if isinstance(rules, str) else list(rules), [])
+        self._engine = Engine(specs)
         self._actions = [_action(each, stop) for each in actions]
+        if "stop" not in actions and any(spec.stops for spec in specs):
+            self._actions.append(ForRules(StopAction(stop), [spec.name for spec in specs if spec.stops]))
         self._turn = threading.Lock()
         self._node = socket.gethostname()
         self._run_dir = run_dir

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +77,25 @@ def is_of_an_earlier_attempt(trace: Trace, finding: Finding) -> bool:
     """Whether the job was started again since it recorded the step at which this was decided."""
     attempts = trace.attempts(finding.rank)
     return attempts.deciding(finding.last_step) < len(attempts.entries) - 1
+
+
+class ForRules:
+    """An action on what some rules find, and no others.
+
+    Args:
+        action: the action.
+        rules: their names.
+    """
+
+    def __init__(self, action: Action, rules: Iterable[str]) -> None:
+        self._action = action
+        self.rules = frozenset(rules)
+        self.name = action.name
+        self.at_least = Severity.INFO
+
+    def apply(self, finding: Finding, run_dir: Path) -> str:
+        """Do it."""
+        return self._action.apply(finding, run_dir)
 
 
 class LogAction:
@@ -244,7 +263,9 @@ class _Worker:
         return not self._queue.unfinished_tasks and not self._unwritten
 
     def submit(self, finding: Finding, attempt: int) -> None:
-        """Do it, if the finding is severe enough."""
+        """Do it, if the finding is severe enough, and of a rule that is meant."""
+        if isinstance(self.action, ForRules) and finding.rule not in self.action.rules:
+            return
         if _RANKING[finding.severity] < _RANKING[self.action.at_least]:
             return
         self._queue.put((finding, attempt))

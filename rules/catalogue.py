@@ -56,6 +56,7 @@ class RuleSpec:
         parameters: keyword arguments of its constructor.
         label: name under which it is reported; that of the class where it is empty.
         start_step, end_step: the rule is shown the global steps in [start_step, end_step).
+        stop: whether its configuration says that what it finds stops the job.
     """
 
     rule: type[Rule]
@@ -63,6 +64,7 @@ class RuleSpec:
     label: str = ""
     start_step: int = 0
     end_step: int | None = None
+    stop: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +75,11 @@ class RuleSpec:
     def qualified_name(self) -> str:
         """Name with the set of the rule, where it is one of ours."""
         return next((f"{key}.{self.name}" for key, rules in RULE_SETS.items() if self.rule in rules), self.name)
+
+    @property
+    def stops(self) -> bool:
+        """Whether what it finds stops the job, whatever the other rules do."""
+        return self.stop or bool(self.parameters.get("stop_training_on_fire"))
 
     def judges(self, step: int) -> bool:
         """Whether the rule is shown a global step."""

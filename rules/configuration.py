@@ -10,6 +10,7 @@ is a list ``rules`` of names and of tables::
         parameters: {threshold: 1e-6}
         start_step: 100
         end_step: 2000
+        stop: true                           # what it finds stops the job, live
 
 JSON, YAML and TOML files may hold either.
 """
@@ -33,7 +34,7 @@ log = logging.getLogger("stepwatch")
 
 _LISTS = ("DebugRuleConfigurations", "DebugRulesConfigurations")  # the second as SageMaker's guide has it in places
 _PROFILER_LIST = "ProfilerRuleConfigurations"
-_OWN_KEYS = ("rule", "name", "parameters", "start_step", "end_step")
+_OWN_KEYS = ("rule", "name", "parameters", "start_step", "end_step", "stop")
 _SAGEMAKER_KEYS = (
     *("RuleConfigurationName", "RuleEvaluatorImage", "RuleParameters", "LocalPath", "S3OutputPath"),
     *("InstanceType", "VolumeSizeInGB"),
@@ -141,7 +142,10 @@ def _from_table(number: int, entry: Mapping[str, Any], folder: Path) -> RuleSpec
         raise RuleError(f"rule {number} has no 'rule'; expected its name")
     spec = _single(entry["rule"], folder)
     parameters = {**_mapping("parameters", entry.get("parameters")), **_range_of(entry)}
-    return _with_parameters(replace(spec, label=str(entry.get("name", ""))), parameters)
+    stop = entry.get("stop", False)
+    if not isinstance(stop, bool):
+        raise RuleError(f"rule {number}: stop is {stop!r}; expected true or false")
+    return _with_parameters(replace(spec, label=str(entry.get("name", "")), stop=stop), parameters)
 
 
 def _range_of(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +164,29 @@ def _from_sagemaker(
     if not isinstance(rule, str):
         raise RuleError(f"{label}: RuleParameters have no rule_to_invoke")
     source = parameters.pop("source_s3_uri", None) or parameters.pop("source", None)
-    if parameters.pop("action_json", None):
-        log.warning("%s: action_json is not carried out; actions are those of 'stepwatch watch' and of the hook", label)
+    stop = _stops(label, parameters.pop("action_json", None))
     spec = _single(f"{source}:{rule}", folder) if source else _built_in(label, rule)
-    spec = replace(spec, label="" if label == spec.name else label)
+    spec = replace(spec, label="" if label == spec.name else label, stop=stop)
     if spec.rule is ProfilerReport:
         parameters = report_parameters(parameters)
     return _with_parameters(spec, _other_trials(_as_expressions(spec, parameters, collections)))
+
+
+def _stops(label: str, actions: Any) -> bool:
+    """Whether SageMaker's action string, plain or with the escaped quotes of its container, stops the job."""
+    if not actions:
+        return False
+    try:
+        parsed = actions if isinstance(actions, (list, dict)) else json.loads(str(actions).replace('\\"', '"'))
+        names = [str(each["name"]).lower() for each in (parsed if isinstance(parsed, list) else [parsed])]
+    except (ValueError, TypeError, KeyError):
+        raise RuleError(f"{label}: action_json is {actions!r}; expected a list of actions with names") from None
+    for name in names:
+        if name != "stoptraining":
+            log.warning(
+                "%s: the action %s is not carried out; 'stepwatch watch --notify' tells of findings", label, name
+            )
+    return "stoptraining" in names
 
 
 def _built_in(label: str, rule: str) -> RuleSpec:

@@ -69,7 +69,7 @@ def command(
     Exit status: 1 when something was found, else 0.
     """
     from stepwatch.cli.render import console
-    from stepwatch.rules.actions import Action
+    from stepwatch.rules.actions import Action, ForRules
     from stepwatch.rules.catalogue import configure
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.places import default_state_dir
@@ -85,9 +85,13 @@ def command(
     tell = NotifyAction(outboxes)
     if outboxes:
         actions.append(tell)
+    specs = configure(list(rules) or None, list(settings))
+    stopping = DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=tell.shout)
     if stop:
-        actions.append(DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=tell.shout))
-    sidecar = Sidecar(list(directories), configure(list(rules) or None, list(settings)), actions, state)
+        actions.append(stopping)
+    elif any(spec.stops for spec in specs):
+        actions.append(ForRules(stopping, [spec.name for spec in specs if spec.stops]))
+    sidecar = Sidecar(list(directories), specs, actions, state)
     courier = Courier(outboxes)
     out = console()
     found = False

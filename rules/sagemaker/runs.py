@@ -154,7 +154,7 @@ class StalledTrainingRule(SageMakerRule):
 
     Args:
         threshold: seconds.
-        stop_training_on_fire: SageMaker stops the job then; here ``stepwatch watch --stop`` does.
+        stop_training_on_fire: ``stepwatch watch`` stops the job when it fires, as with ``--stop``.
         training_job_name_prefix: begin of the name of the job to stop; unused here, where the run says which job
             it is.
     """
