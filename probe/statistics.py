@@ -1,7 +1,8 @@
 """Statistics of many tensors at once: the columns of the ``stats`` table.
 
-On the CPU one pass of compiled code over the memory gives all columns (:mod:`.compiled`); where that could not
-be built, and on accelerators, torch's reductions over all tensors together give them (:mod:`.batched`). On an
+On the CPU one pass of compiled code over the memory gives all columns (:mod:`.compiled`), on CUDA devices one of
+Triton's (:mod:`.triton_kernels`); where there is neither, and on other accelerators, torch's reductions over all
+tensors together give them (:mod:`.batched`). On an
 accelerator nothing waits: the results are copied to pinned memory behind the computation and fetched later,
 by another thread. (A sparse COO gradient on an accelerator is coalesced, which waits for it.)
 
@@ -13,7 +14,9 @@ where all entries are equal, ``mean`` is that entry and ``std`` is 0.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from stepwatch.probe import batched, compiled
 from stepwatch.probe.store.schema import STAT_COLUMNS
+
+log = logging.getLogger("stepwatch")
 
 Matrix = NDArray[np.float64]
 
@@ -107,13 +112,14 @@ def _measure_any(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
     """Put tensors into a form that can be measured, and each to the device where it is."""
     count = len(tensors)  # the function returned below keeps no tensor
     zeros = np.zeros(count)
-    rows_on: dict[torch.device, list[int]] = {}
+    rows_on: dict[tuple[torch.device, bool], list[int]] = {}
     real: list[torch.Tensor] = []
     for row, tensor in enumerate(tensors):
         stored = _stored_entries(tensor)
         zeros[row] = _local(tensor).numel() - stored.numel()
         real.append(_real(stored))
-        rows_on.setdefault(real[row].device, []).append(row)
+        fused = real[row].is_cuda and (kernels := _fused_kernels()) is not None and kernels.readable(real[row])
+        rows_on.setdefault((real[row].device, fused), []).append(row)
     fetches = [(rows, _start([real[row] for row in rows])) for rows in rows_on.values()]
 
     def result() -> Matrix:
@@ -156,7 +162,32 @@ def _start(tensors: list[torch.Tensor]) -> Callable[[], Matrix]:
     if tensors[0].is_cpu and compiled.available():
         matrix = compiled.measure([tensor.contiguous() for tensor in tensors])
         return lambda: matrix
+    kernels = _fused_kernels() if tensors[0].is_cuda else None
+    if kernels is not None and kernels.readable(tensors[0]):
+        try:
+            found: Callable[[], Matrix] = kernels.measure(tensors)
+            return found
+        except Exception as error:  # compiled when it is first used: by a compiler that may be missing
+            global _triton_failed
+            _triton_failed = True
+            log.warning("statistics are computed by torch's own reductions: Triton failed", exc_info=error)
     return batched.measure(tensors)
+
+
+_triton_failed = False
+
+
+def _fused_kernels() -> Any:
+    """:mod:`.triton_kernels`, or None where Triton is not installed or does not work."""
+    global _triton_failed
+    if _triton_failed:
+        return None
+    try:
+        from stepwatch.probe import triton_kernels
+    except ImportError:
+        _triton_failed = True
+        return None
+    return triton_kernels
 
 
 def _with_zeros(matrix: Matrix, zeros: NDArray[np.float64]) -> Matrix:

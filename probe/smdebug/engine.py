@@ -199,7 +199,8 @@ class Engine(hook.Hook):
                 collection.reduction_config = ReductionConfig(save_raw_tensor=True)
             self._registry.add(collection)
         if "all" in self._registry.included:
-            self._registry.included.update(self._manager.collections)
+            for name in self._manager.collections:
+                self._registry.include(name)
         for name, known in self._manager.collections.items():
             if name not in ("default", "all") and not known.include_regex and not known.tensor_names:
                 self._writer.note(str(InvalidCollectionConfiguration(name)))
