@@ -10,7 +10,6 @@ import torch
 
 from tests.smdebug_reference import KINDS, REFERENCE, job
 
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch does when it likes
 
