@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
-from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stepwatch.rules.actions import Action
+    from stepwatch.rules.sidecar.policy import Policy, PolicyFile
     from stepwatch.rules.sidecar.run import Event
-
+    from stepwatch.rules.telling.outbox import Courier
 
 _SECONDS = click.FloatRange(min=0)
 
 
 @click.command("watch")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=RUN_PATH)
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--policy", type=click.Path(path_type=Path), help="What to do about which runs: a .toml or .yaml file.")
+@click.option("--check", is_flag=True, help="Say what would be done about the runs that are there, and end.")
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found: ask, SIGTERM, SIGKILL.")
@@ -49,6 +52,8 @@ _SECONDS = click.FloatRange(min=0)
 @errors.one_line_errors
 def command(
     directories: tuple[Path, ...],
+    policy: Path | None,
+    check: bool,
     rules: tuple[str, ...],
     settings: tuple[str, ...],
     stop: bool,
@@ -69,37 +74,37 @@ def command(
     Exit status: 1 when something was found, else 0.
     """
     from stepwatch.cli.render import console
-    from stepwatch.rules.actions import Action, ForRules
-    from stepwatch.rules.catalogue import configure
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.places import default_state_dir
+    from stepwatch.rules.sidecar.policy import PolicyFile
     from stepwatch.rules.sidecar.sidecar import Sidecar
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
-    from stepwatch.rules.telling.channels import channel
-    from stepwatch.rules.telling.notify import NotifyAction
-    from stepwatch.rules.telling.outbox import Courier, Outbox
+    from stepwatch.rules.telling.outbox import Courier
 
-    actions: list[Action] = []
+    if policy and (rules or settings or stop or webhook or notify):
+        errors.fail("--policy says it all: --rules, --set, --stop, --webhook and --notify belong into the file")
+    courier = Courier((state or default_state_dir()) / "outbox")
+    file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
-    outboxes = [Outbox((state or default_state_dir()) / "outbox", channel(spelling)) for spelling in spellings]
-    tell = NotifyAction(outboxes)
-    if outboxes:
-        actions.append(tell)
-    specs = configure(list(rules) or None, list(settings))
-    stopping = DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=tell.shout)
-    if stop:
-        actions.append(stopping)
-    elif any(spec.stops for spec in specs):
-        actions.append(ForRules(stopping, [spec.name for spec in specs if spec.stops]))
-    sidecar = Sidecar(list(directories), specs, actions, state)
-    courier = Courier(outboxes)
+    stopping = DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout)
+    always = None if file else _policy(rules, settings, stopping, stop, spellings, courier)
     out = console()
-    found = False
+    if check:
+        _explain(out, directories, file, always)
+        return
+    sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
+    found, version = False, 0
+    courier.start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's Ctrl-C
     try:
         with Changes(directories, interval) as changes:
             while True:
                 began = time.monotonic()
+                if file and (news := file.reload()):
+                    out.print(news, style="yellow", markup=False)
+                if file and file.version != version:
+                    version = file.version
+                    sidecar.renew()
                 for event in sidecar.look():
                     found |= _tell(out, event)
                 if once and sidecar.all_ended():
@@ -111,6 +116,50 @@ def command(
         sidecar.close()
         courier.close()
     raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
+
+
+def _policy(
+    rules: tuple[str, ...],
+    settings: tuple[str, ...],
+    stopping: Action,
+    stop: bool,
+    spellings: list[str],
+    courier: Courier,
+) -> Policy:
+    """What the options say, for every run."""
+    from stepwatch.rules.actions import ForRules
+    from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.sidecar.policy import Policy
+    from stepwatch.rules.telling.channels import channel
+    from stepwatch.rules.telling.notify import NotifyAction
+
+    specs = configure(list(rules) or None, list(settings))
+    outboxes = [courier.outbox(channel(spelling)) for spelling in spellings]
+    actions: list[Action] = [NotifyAction(outboxes)] if outboxes else []
+    if stop:
+        actions.append(stopping)
+    elif any(spec.stops for spec in specs):
+        actions.append(ForRules(stopping, [spec.name for spec in specs if spec.stops]))
+    return Policy("the options", tuple(specs), tuple(actions))
+
+
+def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | None, always: Policy | None) -> None:
+    """Print each policy, and what it would do about each run that is there."""
+    from stepwatch.probe.store.discovery import runs_below
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.sidecar.policy import describe
+    from stepwatch.rules.sidecar.stopping import describe_stop
+
+    for policy in file.policies if file else [always]:
+        assert policy is not None
+        out.print(f"{policy.name}: {describe(policy)}", markup=False)
+    for path in [path for directory in directories for path in runs_below(directory)]:
+        trace = Trace(path)
+        chosen = file.find(trace) if file else always
+        line = f"{path} ({trace.status()}): {chosen.name if chosen else 'no policy is for it'}"
+        if chosen and trace.live() and any(action.name.startswith("stop") for action in chosen.actions):
+            line += f"; a stop {'; '.join(describe_stop(trace))}"
+        out.print(line, markup=False)
 
 
 def _tell(out: Console, event: Event) -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stepwatch.probe.store.layout import rank_folder
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.actions import Action, Dispatcher
-from stepwatch.rules.catalogue import RuleSpec
+from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.lease import Lease
+from stepwatch.rules.sidecar.policy import Policy
 
 # A folder that was changed twice within one tick of the file system's clock looks as if it had been changed once.
 _YOUNG_SECONDS = 2.0
@@ -63,28 +62,35 @@ class WatchedRun:
 
     Args:
         trace: the run.
-        specs: the rules.
-        actions: what to do about findings.
+        policy: rules, and what to do about findings.
         records: where findings, actions and the lease are kept.
         act: whether anything is done; not about a run that was over before it was watched.
     """
 
-    def __init__(
-        self, trace: Trace, specs: Sequence[RuleSpec], actions: Sequence[Action], records: Path, *, act: bool
-    ) -> None:
+    def __init__(self, trace: Trace, policy: Policy, records: Path, *, act: bool) -> None:
         self.trace = trace
+        self.policy = policy
         self.act = act
         self.ended = False
-        self._specs = specs
         self._analysis: LiveAnalysis | None = None
-        self._dispatcher = Dispatcher(trace.path, actions, judged_by="watch", records=records)
+        self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
         self._stamps: dict[Path, tuple[int, float]] = {}
-        self._told: set[tuple[str, int]] = set()
+        self.told: set[tuple[str, int]] = set()
         self._live = True
         self._live_asked = 0.0
+
+    @property
+    def acting(self) -> bool:
+        """Whether it is this sidecar that acts on the run, as far as is known."""
+        return self._acting is not False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no action is under way."""
+        return not self._pending and self._dispatcher.idle
 
     def look(self) -> list[Event]:
         """Judge what is new, and act on it.
@@ -112,18 +118,18 @@ class WatchedRun:
         self.act |= self.ended  # it was started again while it is watched
         self.ended = False
         if self._analysis is None:
-            self._analysis = LiveAnalysis(self.trace, self._specs)
+            self._analysis = LiveAnalysis(self.trace, self.policy.specs)
         folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
         findings = self._analysis.poll(changed) if live else self._analysis.conclude()
-        new = [finding for finding in findings if self._is_new(finding)]
+        new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
         events: list[Event] = [Found(self.trace.path, finding) for finding in new]
         if not live:
             self.ended = True
             self._analysis = None  # a run that is over takes no memory
-            events.append(Ended(self.trace.path, self.trace.status(), len(self._told)))
+            events.append(Ended(self.trace.path, self.trace.status(), len(self.told)))
         return events
 
     def _act(self) -> list[Event]:
@@ -144,9 +150,9 @@ class WatchedRun:
 
     def _is_new(self, finding: Finding) -> bool:
         key = (finding.id, self.trace.attempts(finding.rank).deciding(finding.last_step))
-        if key in self._told:
+        if key in self.told:
             return False
-        self._told.add(key)
+        self.told.add(key)
         return True
 
     def _is_live(self, *, ask: bool) -> bool:

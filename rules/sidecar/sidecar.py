@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stepwatch.probe.store.discovery import runs_below
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.actions import Action
-from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_of
+from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
 
 _WALK_SHARE = 0.02  # of the time may be spent on looking for new runs
@@ -27,8 +26,7 @@ class Sidecar:
 
     Args:
         directories: runs, or directories that hold runs at any depth.
-        specs: the rules.
-        actions: what to do about findings.
+        find: the policy for a run, or None where it is to be left alone.
         state_dir: where records of runs are kept that cannot be written;
             :func:`.places.default_state_dir` by default.
 
@@ -37,11 +35,7 @@ class Sidecar:
     """
 
     def __init__(
-        self,
-        directories: Sequence[Path],
-        specs: Sequence[RuleSpec],
-        actions: Sequence[Action] = (),
-        state_dir: Path | None = None,
+        self, directories: Sequence[Path], find: Callable[[Trace], Policy | None], state_dir: Path | None = None
     ) -> None:
         for directory in directories:
             if not directory.is_dir():
@@ -49,9 +43,10 @@ class Sidecar:
                 raise TraceError(f"{directory}: {what}")
         self._state_dir = state_dir or default_state_dir()
         self._places = [(directory, OldRuns(directory, self._state_dir)) for directory in directories]
-        self._specs = list(specs)
-        self._actions = list(actions)
+        self._find = find
         self._runs: dict[Path, WatchedRun] = {}
+        self._left_alone: set[Path] = set()
+        self._outdated: set[Path] = set()
         self._troubles: dict[Path, _Trouble] = {}
         self._next_walk = 0.0
 
@@ -67,10 +62,18 @@ class Sidecar:
             if trouble is not None and not trouble.due():
                 continue
             try:
-                yield from run.look()
+                if path in self._outdated and (run.idle or not run.acting):
+                    yield from self._renew(path, run)
+                else:
+                    yield from run.look()
                 self._troubles.pop(path, None)
             except (TraceError, OSError) as error:
                 yield from self._troubled(path, error)
+
+    def renew(self) -> None:
+        """Policies have changed: look for that of each live run again, as soon as none of its actions is under way."""
+        self._left_alone.clear()
+        self._outdated = {path for path, run in self._runs.items() if not run.ended}
 
     def all_ended(self) -> bool:
         """Whether there is a run, and none is live."""
@@ -86,15 +89,20 @@ class Sidecar:
         for path in [path for path in self._runs if not (path / "run.json").exists()]:
             yield Said(path, "has gone; no longer watched")
             self._runs.pop(path).close()
+            self._outdated.discard(path)
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
             for path in runs_below(directory):
                 trouble = self._troubles.get(path)
-                if path in self._runs or (trouble is not None and not trouble.due()):
+                known = path in self._runs or path in self._left_alone
+                if known or (trouble is not None and not trouble.due()):
                     continue
                 try:
                     run = self._take_up(path, old)
-                    appeared += [run] if run is not None else []
+                    if run is not None:
+                        appeared.append(run)
+                    elif path in self._left_alone:
+                        yield Said(path, "no policy is for this run; it is left alone")
                     self._troubles.pop(path, None)
                 except (TraceError, OSError) as error:
                     yield from self._troubled(path, error)
@@ -105,11 +113,29 @@ class Sidecar:
         trace = Trace(path)
         if not trace.ranks:
             return None  # no rank has said yet that it began
+        policy = self._find(trace)
+        if policy is None:
+            self._left_alone.add(path)
+            return None
         records = records_of(path, trace.info.run_id, self._state_dir)
         act = old.known and not old.holds(trace.info.run_id, _attempts(trace))
-        run = WatchedRun(trace, self._specs, self._actions, records, act=act)
-        self._runs[path] = run
+        run = self._runs[path] = WatchedRun(trace, policy, records, act=act)
         return run
+
+    def _renew(self, path: Path, run: WatchedRun) -> Iterator[Event]:
+        """Go on with a run under the policy that is for it now."""
+        self._outdated.discard(path)
+        policy = self._find(run.trace)
+        told = run.told if run.idle else set()  # one that looks on has not acted upon what it found
+        run.close()
+        if policy is None:
+            del self._runs[path]
+            self._left_alone.add(path)
+            yield Said(path, "no policy is for this run any more; it is left alone")
+            return
+        renewed = WatchedRun(run.trace, policy, records_of(path, run.trace.info.run_id, self._state_dir), act=run.act)
+        renewed.told = told
+        self._runs[path] = renewed
 
     def _begin(self, directory: Path, old: OldRuns, runs: list[WatchedRun]) -> Iterator[Event]:
         """The directory is watched for the first time."""

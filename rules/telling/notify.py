@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,12 +37,6 @@ class NotifyAction:
         for outbox in self._outboxes:
             outbox.put(key, about)
         return f"to be told through {', '.join(outbox.name for outbox in self._outboxes)}"
-
-    def shout(self, run_dir: Path, text: str) -> None:
-        """Tell that a run cannot be stopped."""
-        failure = Finding("StopFailed", Severity.ERROR, 0, 0, (), 0.0, 0.0, text, "stop it by hand")
-        for outbox in self._outboxes:
-            outbox.put(f"{run_dir.name}-stop-failed-{uuid.uuid4().hex}", item(run_dir, failure))
 
 
 def _attempt(finding: Finding, run_dir: Path) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.layout import write_json
 from stepwatch.probe.store.rankfile import read_json
+from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar.lease import Lease
-from stepwatch.rules.telling.message import Message
+from stepwatch.rules.telling.message import Message, item
 from stepwatch.rules.telling.webhook import SendError
 
 log = logging.getLogger("stepwatch")
@@ -183,30 +182,61 @@ class Courier:
     """Delivers what is in some outboxes, in a thread.
 
     Args:
-        outboxes: one for each channel.
+        folder: where the outboxes are.
     """
 
-    def __init__(self, outboxes: Sequence[Outbox]) -> None:
-        self._outboxes = list(outboxes)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._outboxes: dict[str, Outbox] = {}
         self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def outbox(self, channel: Channel) -> Outbox:
+        """The outbox of a channel.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if channel.name not in self._outboxes:
+            self._outboxes[channel.name] = Outbox(self._folder, channel)
+        return self._outboxes[channel.name]
+
+    def start(self) -> None:
+        """Deliver from now on."""
         self._thread = threading.Thread(target=self._run, name="stepwatch-courier", daemon=True)
         self._thread.start()
+
+    def shout(self, run_dir: Path, text: str) -> None:
+        """Tell through every channel that a run cannot be stopped.
+
+        Raises:
+            OSError: an outbox cannot be written.
+        """
+        failure = Finding("StopFailed", Severity.ERROR, 0, 0, (), 0.0, 0.0, text, "stop it by hand")
+        for outbox in self._outboxes.values():
+            outbox.put(f"stop-failed-{uuid.uuid4().hex}", item(run_dir, failure))
+
+    @property
+    def waiting(self) -> int:
+        """How many findings have not been told."""
+        return sum(outbox.waiting for outbox in self._outboxes.values())
 
     def close(self) -> None:
         """Try once to send what waits; what is not delivered now is by the next process with this outbox."""
         self._ending.set()
-        self._thread.join(timeout=30)
-        for outbox in self._outboxes:
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+        for outbox in self._outboxes.values():
             outbox.close()
 
     def _run(self) -> None:
-        while self._outboxes and not self._ending.wait(0.5):
+        while not self._ending.wait(0.5):
             self._deliver(now=False)
         self._deliver(now=True)
 
     def _deliver(self, now: bool) -> None:
-        for outbox in self._outboxes:
+        for outbox in list(self._outboxes.values()):
             try:
                 outbox.deliver(now=now)
-            except (OSError, TraceError, json.JSONDecodeError) as error:
+            except (OSError, TraceError) as error:
                 log.warning("%s: %s", outbox.name, error)

@@ -20,6 +20,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import Action, StopAction
 from stepwatch.rules.sidecar import changes, places
 from stepwatch.rules.sidecar.changes import Changes, tells_of_changes
+from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Ended, Event, Found, Said
 from stepwatch.rules.sidecar.sidecar import Sidecar
 from tests.sidecar.conftest import SPECS, Job, Telling
@@ -37,7 +38,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch(folder: Path, *actions: Action) -> Sidecar:
-    return Sidecar([folder], SPECS, actions, state_dir=folder.parent / "state")
+    policy = Policy("all", tuple(SPECS), actions)
+    return Sidecar([folder], lambda trace: policy, state_dir=folder.parent / "state")
 
 
 def steps(events: list[Event], run: str = "a") -> list[int]:

@@ -164,9 +164,9 @@ def test_of_several_processes_with_an_outbox_one_delivers(tmp_path: Path, run: P
 
 
 def test_a_process_that_ends_sends_what_waits(tmp_path: Path, run: Path, server: Server) -> None:
-    box = Outbox(tmp_path / "outbox", Webhook(server.url))
-    courier = Courier([box])
-    NotifyAction([box]).apply(finding(3), run)
+    courier = Courier(tmp_path / "outbox")
+    courier.start()
+    NotifyAction([courier.outbox(Webhook(server.url))]).apply(finding(3), run)
     courier.close()
     assert steps(server) == [[3]]
 
