@@ -19,6 +19,7 @@ _COMMANDS = {
     "report": "write one self-contained HTML file about a run",
     "sql": "answer a SELECT query over runs",
     "compare": "hold runs against a baseline: where they part, which is better",
+    "checkpoints": "list a job's checkpoints, and which are suspect",
     "rules": "list the rules, or explain one",
     "upload": "copy to an object store what a job could not copy itself",
     "stop": "ask a running job to stop after its checkpoint",

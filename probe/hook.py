@@ -40,6 +40,7 @@ from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
+from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.remote import is_url
 from stepwatch.probe.store.silent import SilentWriter
@@ -320,6 +321,12 @@ class Hook:
         if record.due:
             record.due |= {collection}
             self._tensors.see_tensor(record, name, tensor, Origin((collection,), None, None))
+
+    @_guarded
+    def note_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Say that a checkpoint of the current step was written, so that it is known which are healthy."""
+        if self._recorded:
+            note_checkpoint(self.out_dir, self.rank, self.step, path)
 
     def request_stop(self, reason: str) -> None:
         """Stop the job at the end of its current step, in the way of ``stop``; from any thread."""

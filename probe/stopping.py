@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.control import (
     Agreement,
     StopWatcher,
@@ -129,6 +130,8 @@ class Stopper:
             try:
                 written = self._checkpoint(step)
                 path = os.fspath(written) if written is not None else None
+                if path is not None:
+                    note_checkpoint(self._run_dir, self._rank, step, path)
             except Exception:
                 log.exception("the checkpoint callback failed; the job is stopped without a checkpoint")
         self._answer(request, step, path)

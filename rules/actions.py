@@ -16,6 +16,7 @@ from stepwatch.probe.store.control import request_stop
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.findings import FindingLog
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.checkpoints import with_healthy_checkpoint
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.telling.message import Message, item
 from stepwatch.rules.telling.webhook import SendError, Webhook
@@ -194,6 +195,7 @@ class Dispatcher:
             self._write()
             return
         history = _History(self._run_dir, self._records)
+        findings = [history.with_checkpoint(finding) for finding in findings]
         new = [finding for finding in findings if finding.id not in history.found]
         self._unwritten += [_row(finding, history.attempt(finding)) for finding in new]
         self._write()
@@ -233,6 +235,10 @@ class _History:
             self._trace, rows = None, {}
         self.found = frozenset(rows)
         self._actions: dict[str, list[dict[str, Any]]] = rows
+
+    def with_checkpoint(self, finding: Finding) -> Finding:
+        """The finding, with the checkpoint named to which one may go back."""
+        return with_healthy_checkpoint(self._trace, finding) if self._trace is not None else finding
 
     def attempt(self, finding: Finding) -> int:
         """The attempt of the job that recorded the step at which this was decided."""

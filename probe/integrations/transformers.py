@@ -69,6 +69,11 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
         if self._stop_reason is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the checkpoint that the Trainer has written."""
+        if self.hook is not None:
+            self.hook.note_checkpoint(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

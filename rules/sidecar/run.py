@@ -6,10 +6,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stepwatch.probe.store.layout import rank_folder
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import Dispatcher
+from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.lease import Lease
@@ -73,12 +75,14 @@ class WatchedRun:
         self.act = act
         self.ended = False
         self._analysis: LiveAnalysis | None = None
+        self._records = records
         self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
         self._stamps: dict[Path, tuple[int, float]] = {}
         self.told: set[tuple[str, int]] = set()
+        self._warned: set[str] = set()
         self._live = True
         self._live_asked = 0.0
 
@@ -126,6 +130,9 @@ class WatchedRun:
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
         events: list[Event] = [Found(self.trace.path, finding) for finding in new]
+        if begun and (warning := resumed_from_suspect(self.trace, recorded_onsets(self._recorded()))):
+            events += [Said(self.trace.path, warning)] if warning not in self._warned else []
+            self._warned.add(warning)
         if not live:
             self.ended = True
             self._analysis = None  # a run that is over takes no memory
@@ -147,6 +154,9 @@ class WatchedRun:
         pending, self._pending = self._pending, []
         self._dispatcher.dispatch(pending)
         return [Said(self.trace.path, "the other has gone; this one acts from now on")] if took_over else []
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        return self.trace.findings(self._records) if len(self.trace.attempts(0).entries) > 1 else []
 
     def _is_new(self, finding: Finding) -> bool:
         key = (finding.id, self.trace.attempts(finding.rank).deciding(finding.last_step))

@@ -15,7 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.control import read_request
+from stepwatch.probe.store.findings import FindingLog
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import Action, StopAction
 from stepwatch.rules.sidecar import changes, places
@@ -236,6 +238,20 @@ def test_a_job_is_not_stopped_for_what_an_earlier_attempt_did(folder: Path, begi
     assert read_request(folder / "a") is None
     (row,) = Trace(folder / "a").findings()
     assert row["actions"][0]["detail"] == "nothing to stop: the job was started again since"
+
+
+def test_a_resume_from_a_suspect_checkpoint_is_warned_of(folder: Path, begin: Begin) -> None:
+    begin(folder / "a").train(1).end("stopped")
+    note_checkpoint(folder / "a", 0, 9, folder / "c.pt")
+    row = {"finding_id": "a", "rule": "ExplodingTensor", "severity": "error", "first_step": 5, "last_step": 5}
+    FindingLog(folder / "a", "hook").append([row])
+    list(watch(folder).look())
+    begin(folder / "a", start_step=9).train(1)
+    sidecar = watch(folder)
+    assert said(list(sidecar.look())) == [
+        f"it went on from a suspect checkpoint, {folder / 'c.pt'}: written after ExplodingTensor began at step 5"
+    ]
+    assert said(list(sidecar.look())) == []
 
 
 def test_network_file_systems_are_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
