@@ -1,6 +1,6 @@
 """How often the rules are right, over whole training runs.
 
-    python benchmarks/rule_accuracy.py [--seeds 0 1] [--interval 5] [--only TEXT] [--jobs 2]
+    python benchmarks/rule_accuracy.py [--seeds 0 1] [--interval 5] [--only TEXT] [--jobs 2] [--rules sagemaker]
 
 Each job of the corpus is trained with each seed under a real hook, and its trace is analysed. Seed 0 was
 looked at when thresholds were chosen; seeds from 1 on are for measurement alone.
@@ -19,20 +19,20 @@ import torch
 from corpus import JOBS
 
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.catalogue import configure, known_rules
+from stepwatch.rules.catalogue import configure
 from stepwatch.rules.replay import analyze
 
 Outcome = tuple[str, int, list[tuple[str, str, int, str]]]
 
 
-def judge(number: int, seed: int, interval: int) -> Outcome:
+def judge(number: int, seed: int, interval: int, rules: str) -> Outcome:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     job = JOBS[number]
     run = Path(tempfile.mkdtemp()) / "run"
     try:
         job.train(seed, run, interval)
-        found = analyze(Trace(run), configure(None)).findings
+        found = analyze(Trace(run), configure([rules])).findings
     finally:
         shutil.rmtree(run.parent)
     return job.name, seed, [(f.rule, f.severity.value, f.last_step, f.message) for f in found]
@@ -44,13 +44,15 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=5, help="save interval; 0 leaves it to the budget")
     parser.add_argument("--only", default="", help="jobs whose name holds this")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--rules", default="recommended", help="the set to judge with")
     options = parser.parse_args()
     chosen = [n for n, job in enumerate(JOBS) if options.only in job.name]
-    work = [(n, seed, options.interval) for n in chosen for seed in options.seeds]
+    work = [(n, seed, options.interval, options.rules) for n in chosen for seed in options.seeds]
     by_name = {job.name: job for job in JOBS}
     alarms = {"error": 0, "warning": 0, "info": 0}
-    healthy = faulty = detected = 0
-    right, wrong = dict.fromkeys(known_rules(), 0), dict.fromkeys(known_rules(), 0)
+    healthy = faulty = detected = alarmed = 0
+    names = [spec.name for spec in configure([options.rules])]
+    right, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     with ProcessPoolExecutor(options.jobs) as pool:
         for name, seed, found in pool.map(judge, *zip(*work, strict=True)):
             expected = by_name[name].expected
@@ -65,14 +67,17 @@ def main() -> None:
                     right[rule] += rule in expected
             else:
                 healthy += 1
+                alarmed += bool(found)
                 print(f"{'ALARM' if found else 'quiet'} {name} [{seed}]")
                 for rule, severity, last, message in found:
                     alarms[severity] += 1
                     wrong[rule] += 1
                     print(f"      {severity} {rule} at {last}: {message}")
-    print(f"\n{healthy} healthy runs: {alarms['error']} alarms of severity error, {alarms['warning']} warnings")
+    print(
+        f"\n{healthy} healthy runs, {alarmed} with an alarm: {alarms['error']} alarms of severity error, {alarms['warning']} warnings"
+    )
     print(f"{faulty} faulty runs: {detected} detected with a right label ({100 * detected / max(faulty, 1):.0f} %)")
-    for rule in known_rules():
+    for rule in names:
         print(f"  {rule:26} right {right[rule]:3}  on healthy runs {wrong[rule]:3}")
 
 

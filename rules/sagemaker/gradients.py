@@ -37,7 +37,7 @@ class VanishingGradient(SageMakerRule):
     def judge(self, step: Step) -> Finding | None:
         """See the base class."""
         gradients = self._gradients.of(step)
-        rows = np.flatnonzero(gradients.finite)
+        rows = np.flatnonzero(gradients.finite & np.isfinite(gradients.l1))
         if not len(rows):
             return None
         self.looked_at(step, len(rows))
@@ -186,7 +186,7 @@ class PoorWeightInitialization(SageMakerRule):
         )
 
     def _judge_variances(self, step: Step, inputs: Chosen) -> Finding | None:
-        rows = np.flatnonzero(inputs.finite)
+        rows = np.flatnonzero(inputs.finite & np.isfinite(inputs.std))
         if len(rows) < 2:
             return None
         variances = np.square(inputs.std[rows])

@@ -53,7 +53,7 @@ class AllZero(_SelectiveRule):
     def judge(self, step: Step) -> Finding | None:
         """See the base class."""
         tensors = self._selection.of(step)
-        known = tensors.numel > 0
+        known = (tensors.numel > 0) & np.isfinite(tensors.n_zero)
         if not known.any():
             return None
         self.looked_at(step, int(known.sum()))
@@ -110,7 +110,7 @@ class TensorVariance(_SelectiveRule):
     def judge(self, step: Step) -> Finding | None:
         """See the base class."""
         tensors = self._selection.of(step)
-        rows = np.flatnonzero(tensors.finite)
+        rows = np.flatnonzero(tensors.finite & np.isfinite(tensors.std))
         if not len(rows) or (self.max_threshold is None and self.min_threshold is None):
             return None
         self.looked_at(step, len(rows))
@@ -200,9 +200,7 @@ class UnchangedTensor(_SelectiveRule):
             return None
         rows = self._rows_of(tensors.names)
         before, now = self._before[rows], tensors.matrix
-        equal = before == now
-        if self.equal_nan:
-            equal |= np.isnan(before) & np.isnan(now)
+        equal = (before == now) | (np.isnan(before) & np.isnan(now))
         same = equal.all(axis=1) & (self.equal_nan | (tensors.n_nan == 0))
         self._compare_whole(tensors.names, self._selection.values(step), same)
         same &= self._count[rows] > 0

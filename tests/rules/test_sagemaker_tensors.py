@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.smdebug.converted import converted
+from stepwatch.probe.store.smdebug.exporting import export_smdebug
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Status
 from stepwatch.rules.replay import analyze
@@ -235,3 +237,25 @@ def test_the_training_process_finds_what_is_found_afterwards(tmp_path: Path, who
     offline = {finding.id for finding in analyze(Trace(run), configure([str(rules)])).findings}
     assert {row["finding_id"] for row in Trace(run).findings()} == offline
     assert len(offline) == (4 if whole else 1)
+
+
+def test_directories_of_smdebug_are_judged_alike(tmp_path: Path, healthy: Path, statistics_only: Path) -> None:
+    """Of the first whole tensors were saved, of the second reductions and nothing else."""
+    weights = {"collection_names": "weights"}
+    cases: list[tuple[str, dict[str, str]]] = [
+        ("VanishingGradient", {"threshold": "1"}),
+        ("ExplodingTensor", {}),
+        ("TensorVariance", {**weights, "max_threshold": "0.001"}),
+        ("UnchangedTensor", weights),
+        ("LossNotDecreasing", {"diff_percent": "50"}),
+    ]
+    for run in (healthy, statistics_only):
+        directory = tmp_path / run.name
+        export_smdebug(Trace(run), directory)
+        for rule, parameters in cases:
+            ours, theirs = fires_at(run, rule, **parameters), fires_at(converted(directory), rule, **parameters)
+            assert ours == theirs, rule
+    export_smdebug(Trace(healthy), tmp_path / "whole")
+    whole = converted(tmp_path / "whole")
+    assert fires_at(whole, "DeadRelu", threshold_inactivity="99.9", threshold_layer="10") == 0
+    assert fires_at(whole, "WeightUpdateRatio", small_threshold="1") == 1
