@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
@@ -14,7 +15,7 @@ from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.profiler.base import Sample
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
-from stepwatch.rules.rows import MODES, Commit, Key, commits_of, derived_of, scalars_of, stats_of, values_of
+from stepwatch.rules.rows import MODES, Commit, Key, StepRows, commits_of, derived_of, scalars_of, stats_of, values_of
 from stepwatch.rules.step import Step, StepBuilder
 
 
@@ -47,25 +48,36 @@ class StepStream:
         self._scalars = scalars_of(trace, rank)
         self._derived = derived_of(trace, rank)
         self._values = values_of(trace, rank) if whole_tensors else None
+        contents = (self._stats, self._scalars, self._derived, self._values)
+        self._contents: list[StepRows[Any]] = [rows for rows in contents if rows is not None]
         self._delivered: set[Key] = set()  # of the latest global step
 
     def poll(self) -> Iterator[Step]:
         """Steps that are new."""
+        self._commits.look_again()
+        seen = -1
         while (key := self._commits.head()) is not None:
             row = self._commits.take()
+            if self._commits.pieces != seen:  # what belongs to its steps was written before
+                seen = self._commits.pieces
+                self._look_again()
             yield from self._uncommitted(key)
             yield self._build(key, row)
 
     def drain(self) -> Iterator[Step]:
         """What is left when no more will be written."""
+        self._look_again()
         yield from self._uncommitted(None)
+
+    def _look_again(self) -> None:
+        for rows in self._contents:
+            rows.look_again()
 
     def _uncommitted(self, before: Key | None) -> Iterator[Step]:
         """Steps that have no row of ``steps``, as far as they precede a step that has."""
         while True:
             self._skip_late()
-            tables = (self._stats, self._derived, self._scalars, self._values)
-            heads = [head for rows in tables if rows is not None and (head := rows.head()) is not None]
+            heads = [head for rows in self._contents if (head := rows.head()) is not None]
             passed = [head for head in heads if before is None or _precedes(head, before)]
             if not passed:
                 return

@@ -35,6 +35,9 @@ class StepRows(Generic[T]):
     Rows of a step are contiguous. A piece of the table is made into arrays at once, so that a step costs a slice;
     only the pieces that a step needs are in memory.
 
+    Attributes:
+        pieces: how many pieces were read.
+
     Args:
         trace: the run.
         table: one of the step tables.
@@ -54,9 +57,15 @@ class StepRows(Generic[T]):
         self._bounds: list[int] = []
         self._keys: list[Key] = []
         self._at = 0
+        self._exhausted = False
+        self.pieces = 0
+
+    def look_again(self) -> None:
+        """More rows may have arrived since none were left."""
+        self._exhausted = False
 
     def head(self) -> Key | None:
-        """Key of the next step that has rows here, or None where no more rows have arrived."""
+        """Key of the next step that has rows here, or None where no more were left when that was last looked at."""
         if self._at >= len(self._keys):
             self._load(None)
         return self._keys[self._at] if self._at < len(self._keys) else None
@@ -76,12 +85,16 @@ class StepRows(Generic[T]):
 
     def _load(self, rest: pa.Table | None) -> bool:
         """Make the next piece current, after ``rest``; False where there is none yet."""
+        if self._exhausted:
+            return False
         if self._pieces is None:
             self._pieces = self._cursor.read()
         piece = next(self._pieces, None)
         if piece is None:
             self._pieces = None
+            self._exhausted = True
             return False
+        self.pieces += 1
         rows = piece if rest is None else pa.concat_tables([rest, piece])
         self._rows = rows = rows.combine_chunks()
         columns = [_numbers(rows, name) for name in _KEY]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.step import Step
+
+Quieter = Literal["higher", "lower"]
 
 
 class Rule(ABC):
@@ -23,12 +25,15 @@ class Rule(ABC):
         severity: severity of its findings unless it says otherwise.
         derived: derived quantities it needs, which a hook with this rule records
             (see :mod:`stepwatch.probe.derived`).
+        calibrated: the parameters that say how far is too far, and whether a "higher" or a "lower" one makes the rule
+            quieter; ``stepwatch rules calibrate`` fits them to runs.
         whole_tensors: whether it looks at :attr:`Step.values`; they are read only for rules that do.
         label: name given to it by a configuration.
     """
 
     severity: ClassVar[Severity] = Severity.ERROR
     derived: ClassVar[tuple[str, ...]] = ()
+    calibrated: ClassVar[tuple[tuple[str, Quieter], ...]] = ()
     whole_tensors: ClassVar[bool] = False
     label: str = ""
 

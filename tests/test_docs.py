@@ -46,9 +46,11 @@ def test_every_command_is_documented() -> None:
         assert f"stepwatch {name}" in pages, f"stepwatch {name} is on no page"
         command = main.get_command(context, name)
         assert command is not None and command.help
-        for parameter in command.params:
-            if isinstance(parameter, click.Option):
-                assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+        below = list(command.commands.values()) if isinstance(command, click.Group) else []
+        for each in (command, *below):
+            for parameter in each.params:
+                if isinstance(parameter, click.Option):
+                    assert parameter.help, f"{name} {each.name} {parameter.opts[0]} has no help"
 
 
 def test_every_table_is_in_the_architecture() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.runs import RUN_PATH
 
 
 class _RulesGroup(click.Group):
@@ -53,6 +55,56 @@ def list_rules(name: str | None, as_json: bool) -> None:
             first = entry["description"].splitlines()[0] if entry["description"] else ""
             out.print(f"{entry['rule']}: {first}", markup=False)
             out.print(f"    {entry['severity']}; {settings or 'no parameters'}", style="dim", markup=False)
+
+
+@command.command("calibrate", short_help="Fit thresholds to healthy runs of your own.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RUN_PATH)
+@click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets; recommended by default.")
+@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter first.")
+@click.option(
+    "--false-alarms",
+    "rate",
+    type=float,
+    default=0.01,
+    show_default=True,
+    metavar="RATE",
+    help="Share of healthy runs on which each rule may fire.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a rule file with the thresholds: .yaml or .json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@errors.one_line_errors
+def calibrate_rules(
+    runs: tuple[Path, ...],
+    rules: tuple[str, ...],
+    settings: tuple[str, ...],
+    rate: float,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Propose thresholds that healthy runs of your own would not have passed.
+
+    Give it runs in which nothing was wrong, the more the better: from 1 / RATE - 1 of them on thresholds follow
+    from their order alone, from fewer by extrapolation.
+    """
+    from stepwatch.cli.calibration import check_suffix, print_calibration, write_rule_file
+    from stepwatch.cli.render import console, print_json
+    from stepwatch.rules.calibration import calibrate
+    from stepwatch.rules.catalogue import configure
+
+    if output is not None:
+        check_suffix(output)
+    found = calibrate(runs, configure(list(rules) or None, list(settings)), rate)
+    if output is not None:
+        write_rule_file(output, found)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_calibration(console(), found, output)
 
 
 def _described(name: str | None) -> list[dict[str, Any]]:

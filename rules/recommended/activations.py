@@ -24,6 +24,7 @@ class DeadRelu(Rule):
     """
 
     derived = ("unit_activity",)
+    calibrated = (("share", "higher"),)
 
     def __init__(self, *, share: float = 0.9) -> None:
         if not 0 < share <= 1:

@@ -34,6 +34,7 @@ class ClassImbalance(Rule):
 
     severity = Severity.WARNING
     derived = ("class_counts",)
+    calibrated = (("recall", "lower"),)
 
     def __init__(
         self,

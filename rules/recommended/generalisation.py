@@ -28,6 +28,7 @@ class Overfit(Rule):
     """
 
     severity = Severity.WARNING
+    calibrated = (("rise", "higher"),)
 
     def __init__(self, *, patience: int = 5, rise: float = 0.1, fall: float = 0.05) -> None:
         positive("patience", patience)

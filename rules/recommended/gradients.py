@@ -34,6 +34,8 @@ class VanishingGradient(Rule):
         min_layers: layers below which depth means nothing.
     """
 
+    calibrated = (("ratio", "lower"),)
+
     def __init__(self, *, ratio: float = 1e-4, patience: int = 5, span: int = 20, min_layers: int = 4) -> None:
         positive("ratio", ratio)
         positive("patience", patience)
@@ -144,6 +146,8 @@ class ExplodingTensor(Rule):
         growth: multiple of the first norm of a weight matrix.
         patience: saved steps in a row.
     """
+
+    calibrated = (("factor", "higher"), ("growth", "higher"))
 
     def __init__(self, *, factor: float = 100.0, growth: float = 30.0, patience: int = 3) -> None:
         positive("factor", factor)

@@ -40,6 +40,8 @@ class DivergingLoss(Rule):
         factor: how far above its start, in multiples of the start.
     """
 
+    calibrated = (("factor", "higher"),)
+
     def __init__(self, *, window: int = 8, factor: float = 3.0) -> None:
         positive("window", window)
         positive("factor", factor)
@@ -114,6 +116,7 @@ class LossNotDecreasing(Rule):
     """
 
     severity = Severity.WARNING
+    calibrated = (("share", "higher"),)
 
     def __init__(self, *, min_steps: int = 200, share: float = 0.5, sigmas: float = 6.0) -> None:
         positive("min_steps", min_steps)
@@ -187,6 +190,7 @@ class StalledLoss(Rule):
     """
 
     derived = ("class_counts",)
+    calibrated = (("gain", "lower"),)
 
     def __init__(self, *, min_steps: int = 300, gain: float = 0.02, guess: float = 0.05) -> None:
         positive("min_steps", min_steps)
@@ -282,6 +286,7 @@ class OscillatingLoss(Rule):
 
     severity = Severity.WARNING
     derived = ("class_counts",)
+    calibrated = (("anticorrelation", "higher"),)
 
     def __init__(self, *, window: int = 50, anticorrelation: float = 0.7) -> None:
         if window < 20:

@@ -37,6 +37,7 @@ class PoorWeightInitialization(Rule):
 
     severity = Severity.WARNING
     derived = ("class_counts",)
+    calibrated = (("blow_up", "higher"), ("loss_factor", "higher"))
 
     def __init__(self, *, blow_up: float = 1e4, loss_factor: float = 5.0) -> None:
         positive("blow_up", blow_up)
