@@ -16,6 +16,7 @@ _COMMANDS = {
     "analyze": "evaluate rules over finished or live runs",
     "watch": "follow live runs, judge them, act",
     "show": "summarise a run in the terminal",
+    "plot": "draw curves of runs, to a file or in the terminal",
     "report": "write one self-contained HTML file about a run",
     "sql": "answer a SELECT query over runs",
     "compare": "hold runs against a baseline: where they part, which is better",

@@ -17,9 +17,10 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
@@ -33,6 +34,9 @@ from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.replay import StepStream
 from stepwatch.rules.step import Step
 from stepwatch.rules.tensor import Array, Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _POLL_SECONDS = 0.2
 _CAPTURED = re.compile(r"_output_\d+$")
@@ -298,6 +302,21 @@ class TraceTrial(Trial):
         """Whether the job has ended, or was killed, and all was read."""
         self.refresh()
         return self._complete
+
+    def table(self, name: str, **filters: Any) -> pa.Table:
+        """Rows of a table of the run; arguments as for :meth:`stepwatch.probe.store.reader.Trace.table`."""
+        return self.trace.table(name, **{"steps": (self._first, self._end), **filters})
+
+    def frame(self, name: str, **filters: Any) -> pd.DataFrame:
+        """The same for pandas, columns of text as categories; of the rest no second copy is kept."""
+        rows = self.table(name, **filters)
+        frame: pd.DataFrame = rows.to_pandas(strings_to_categorical=True, split_blocks=True, self_destruct=True)
+        return frame
+
+    def _repr_html_(self) -> str:
+        from stepwatch.rules.notebook import run_html
+
+        return run_html(self.trace)
 
     def whole(self, name: str, step: Step) -> Array | None:
         """The whole tensor at a step, where it was saved; read from the file at each call."""
