@@ -18,7 +18,7 @@ def _smdebug(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
     from stepwatch.probe.store.smdebug.exporting import export_smdebug
 
     if ranks:
-        errors.fail("--rank is for --format chrome")
+        errors.fail("--format smdebug writes all ranks; leave out --rank")
     return f"{export_smdebug(trace, destination)} steps"
 
 
@@ -31,7 +31,24 @@ def _chrome(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
     return f"{export_chrome(trace, destination, findings, list(ranks) or None)} events"
 
 
-_FORMATS: dict[str, Callable[[Trace, Path, tuple[int, ...]], str]] = {"chrome": _chrome, "smdebug": _smdebug}
+def _csv(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.export_tables import export_csv
+
+    return f"{export_csv(trace, destination, list(ranks) or None)} rows"
+
+
+def _tensorboard(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.export_tensorboard import export_tensorboard
+
+    return f"{export_tensorboard(trace, destination, list(ranks) or None)} values"
+
+
+_FORMATS: dict[str, Callable[[Trace, Path, tuple[int, ...]], str]] = {
+    "chrome": _chrome,
+    "csv": _csv,
+    "smdebug": _smdebug,
+    "tensorboard": _tensorboard,
+}
 
 
 @click.command("export")
@@ -45,6 +62,11 @@ def command(run: Path, destination: Path, form: str, ranks: tuple[int, ...]) -> 
 
     chrome: steps, phases, counters and findings as one file for Perfetto (ui.perfetto.dev) or chrome://tracing;
     compressed where its name ends in .gz.
+
+    csv: a new directory with a file per table: scalars, stats, steps, system, findings.
+
+    tensorboard: a new directory of event files: scalars, and of each tensor its root mean square and largest magnitude,
+    at no more than 1,000 of the saved steps.
 
     smdebug: a new directory with whole tensors, scalars, and the statistics of all other tensors as saved reductions.
     """
