@@ -34,19 +34,19 @@ def export_csv(trace: Trace, destination: Path, ranks: Sequence[int] | None = No
         TraceError: the destination holds something.
     """
     make_empty(destination)
-    rows = 0
+    rows: int = 0
     for name in _STEP_TABLES:
         schema = pa.schema([("rank", pa.int32()), *TABLES[name]])
         with pc.CSVWriter(destination / f"{name}.csv", schema) as writer:
             for piece in _pieces(trace, name, ranks or trace.ranks):
                 writer.write_table(piece.select(schema.names))
-                rows += piece.num_rows
+                rows += int(piece.num_rows)
     system = trace.system()
     pc.write_csv(system, destination / "system.csv")
     fields = [TABLES["findings"].field(name) for name in (*_FINDING, "threshold", "message", "suggestion")]
     findings = pa.Table.from_pylist(trace.findings(), pa.schema(fields))
     pc.write_csv(findings, destination / "findings.csv")
-    return rows + system.num_rows + findings.num_rows
+    return rows + int(system.num_rows) + int(findings.num_rows)
 
 
 def make_empty(destination: Path) -> None:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "show": "summarise a run in the terminal",
     "plot": "draw curves of runs, to a file or in the terminal",
     "report": "write one self-contained HTML file about a run",
+    "serve": "show the runs below a directory in a browser, while they grow",
     "sql": "answer a SELECT query over runs",
     "compare": "hold runs against a baseline: where they part, which is better",
     "checkpoints": "list a job's checkpoints, and which are suspect",

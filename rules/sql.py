@@ -196,7 +196,8 @@ def _create_view(connection: DuckDBPyConnection, table: str, files: list[dict[st
     paths = _list_literal([row["filename"] for row in files])
     connection.execute(
         f"""CREATE VIEW {table} AS SELECT f.* EXCLUDE ({"filename" if table == "system" else "filename, cut"}),
-        t.* EXCLUDE (filename) FROM read_parquet({paths}, filename = true, hive_partitioning = false) t
+        t.* EXCLUDE (filename) FROM read_parquet({paths}, filename = true, union_by_name = true,
+        hive_partitioning = false) t
         JOIN files.{table} f USING (filename) WHERE {"true" if table == "system" else _COUNTS}"""
     )
 

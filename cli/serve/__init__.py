@@ -1,0 +1,1 @@
+"""Runs below a directory as pages over HTTP, while they grow."""
