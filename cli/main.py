@@ -17,6 +17,7 @@ _COMMANDS = {
     "watch": "follow live runs, judge them, act",
     "show": "summarise a run in the terminal",
     "plot": "draw curves of runs, to a file or in the terminal",
+    "top": "show a live run in the terminal: pace, phases, machine, findings",
     "report": "write one self-contained HTML file about a run",
     "serve": "show the runs below a directory in a browser, while they grow",
     "sql": "answer a SELECT query over runs",

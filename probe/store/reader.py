@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -257,17 +257,37 @@ class Trace:
             rows = pa.concat_tables([rows.filter(pc.invert(sharded)), combined])
         return rows.sort_by([("name", "ascending"), ("mode", "ascending"), ("step", "ascending")])
 
-    def system(self) -> pa.Table:
-        """Samples of all nodes: time_ns, device, metric, value, node."""
-        pieces = []
-        for node in self.nodes:
-            folder = node_folder(self.path, node)
-            for part in list_parts(folder):
-                rows = self._read_file(folder / part.file_name, None, None)
-                if rows is not None:
-                    pieces.append(rows.append_column("node", pa.array([node] * rows.num_rows, pa.string())))
-        empty = TABLES["system"].empty_table().append_column("node", pa.array([], pa.string()))
-        return pa.concat_tables([empty, *pieces])
+    def system(self, *, since_ns: int | None = None, metrics: Sequence[str] | None = None) -> pa.Table:
+        """Samples of all nodes: time_ns, device, metric, value, node.
+
+        Args:
+            since_ns: samples from this time on; all where None.
+            metrics: names of metrics; all where None.
+        """
+        parts = []
+        if since_ns is not None:
+            parts.append(pc.field("time_ns") >= since_ns)
+        if metrics is not None:
+            parts.append(pc.field("metric").isin(list(metrics)))
+        condition = reduce(lambda a, b: a & b, parts) if parts else None
+        return pa.concat_tables(
+            [
+                TABLES["system"].empty_table().append_column("node", pa.array([], pa.string())),
+                *(retry_vanished(partial(self._read_node, node, condition)) for node in self.nodes),
+            ]
+        )
+
+    def _read_node(self, node: str, condition: pc.Expression | None) -> pa.Table:
+        folder = node_folder(self.path, node)
+        pieces = [TABLES["system"].empty_table()]
+        for part in list_parts(folder):
+            rows = self._read_file(folder / part.file_name, None, condition)
+            if rows is not None:
+                pieces.append(rows)
+        joined = pa.concat_tables(pieces)
+        return joined.append_column(
+            "node", pa.array([node], pa.string()).take(pa.array([0] * joined.num_rows, pa.int32()))
+        )
 
     def findings(self, records: Path | None = None) -> list[dict[str, Any]]:
         """Recorded findings in order, each with ``actions``: what was done about it.

@@ -9,7 +9,7 @@ import psutil
 
 from stepwatch.probe.system.source import Rates, Reading, Source
 
-_TREE_SECONDS = 10.0
+_TREE_SECONDS = 5.0
 
 
 class OwnProcess(Source):
