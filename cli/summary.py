@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stepwatch.cli.profile import profile
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 
@@ -36,6 +37,7 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
         "steps": len(np.unique(steps["step"].to_numpy())),
         "steps_per_second": 1e9 / median if median else None,
         "hook": _hook_cost(trace, steps),
+        "profile": profile(trace),
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -32,13 +32,15 @@ class Part:
         title, text: its heading, and a sentence about it.
         chart: the chart, or None.
         head, rows: the table, empty where there is none.
+        wide: whether it takes the whole width of the page.
     """
 
     title: str
     text: str
     chart: figure | None = None
     head: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
+    rows: Sequence[tuple[str, ...]] = field(default_factory=list)
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from stepwatch.cli.profile import PHASES
 from stepwatch.cli.report.data import HeatMap, Series
 from stepwatch.cli.report.downsample import keep_extremes
 from stepwatch.rules.finding import Finding, Severity
@@ -76,12 +77,12 @@ def mark(chart: figure, findings: Sequence[Finding]) -> None:
             )
 
 
-def heat(content: HeatMap, unit: str, findings: Sequence[Finding] = ()) -> figure:
+def heat(content: HeatMap, unit: str, findings: Sequence[Finding] = (), *, x: str = "global step") -> figure:
     """Layers by steps, first layer on top; entries that were not finite in red."""
     count = len(content.layers)
     height = int(np.clip(18 * count + 90, 160, 900))
     order = list(reversed(content.layers))
-    chart = _figure(height, "global step", "", "linear", y_range=(0, count))
+    chart = _figure(height, x, "", "linear", y_range=(0, count))
     shown = content.values[np.isfinite(content.values) & (content.values > -40)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
     mapper = LinearColorMapper(palette=Viridis256, low=low, high=max(high, low + 1e-6), nan_color="rgba(0,0,0,0)")
@@ -109,9 +110,7 @@ def heat(content: HeatMap, unit: str, findings: Sequence[Finding] = ()) -> figur
     layer, column = np.nonzero(content.bad)
     bottom = (count - 1 - layer).astype(np.float32)
     chart.quad(content.left[column], content.right[column], bottom + 1, bottom, fill_color=BAD, line_color=None)
-    chart.add_tools(
-        HoverTool(renderers=[cells], tooltips=[("layer", "@name"), ("step", "@left"), (unit, "@value{0.00}")])
-    )
+    chart.add_tools(HoverTool(renderers=[cells], tooltips=[("", "@name"), (x, "@left"), (unit, "@value{0.00}")]))
     every = max(1, count // 40)
     ticks = list(range(0, count, every))
     chart.yaxis.ticker = [tick + 0.5 for tick in ticks]
@@ -128,7 +127,7 @@ def stacked_times(times: pd.DataFrame, findings: Sequence[Finding] = ()) -> figu
     """Phases of the steps, stacked; long runs by the slowest step of each stretch."""
     chart = _figure(260, "global step", "milliseconds", "linear")
     kept = keep_extremes(times["duration"].to_numpy(), 600)
-    phases = ["data", "forward", "backward", "optimizer", "other"]
+    phases = [phase for phase in PHASES if times[phase].any()]
     source = ColumnDataSource({name: times[name].to_numpy()[kept] for name in ("step", *phases)})
     areas = chart.varea_stack(phases, x="step", source=source, color=COLOURS[: len(phases)], fill_alpha=0.75)
     legend = Legend(
@@ -166,17 +165,21 @@ def curve(x: NDArray[Any], y: NDArray[Any], x_unit: str, y_unit: str) -> figure:
     return chart
 
 
-def samples(rows: pd.DataFrame, unit: str) -> figure:
-    """Lines over seconds, one per label; columns label, seconds, value."""
+def samples(
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    unit: str,
+    findings: Sequence[tuple[Finding, float]] = (),
+) -> figure:
+    """Lines of (seconds, values) by label, and findings at their seconds."""
     chart = _figure(200, "seconds since the start", unit, "linear")
     items = []
-    for number, (label, group) in enumerate(rows.groupby("label", sort=False)):
-        kept = keep_extremes(group["value"].to_numpy(dtype=np.float64), _POINTS)
+    for number, (label, (seconds, values)) in enumerate(series.items()):
+        kept = keep_extremes(values, _POINTS)
         colour = COLOURS[number % len(COLOURS)]
-        line = chart.line(
-            group["seconds"].to_numpy()[kept], group["value"].to_numpy()[kept], color=colour, line_width=1.4
-        )
-        items.append((str(label), [line]))
+        line = chart.line(seconds[kept], values[kept], color=colour, line_width=1.4)
+        items.append((label, [line]))
+    for finding, at in list(findings)[:_MAX_MARKS]:
+        chart.add_layout(Span(location=at, dimension="height", line_color=_MARKS[finding.severity], line_width=1.5))
     legend = Legend(items=items, orientation="horizontal", click_policy="hide")
     _dress_legend(legend)
     chart.add_layout(legend, "above")

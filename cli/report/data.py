@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from stepwatch.cli.report.downsample import bucket_max
@@ -17,7 +16,6 @@ from stepwatch.rules.step import is_loss
 
 MAX_COLUMNS = 120
 MAX_LAYERS = 120
-_PHASES = ("data_ns", "forward_ns", "backward_ns", "optimizer_ns", "hook_ns")
 
 
 @dataclass(frozen=True)
@@ -111,25 +109,6 @@ def _group_layers(heat: HeatMap) -> HeatMap:
         for a, b in zip(starts, ends, strict=True)
     ]
     return HeatMap(names, heat.left, heat.right, values.T, bad.T > 0)
-
-
-def step_times(trace: Trace, rank: int) -> pd.DataFrame:
-    """Milliseconds of each phase of the training steps, ``other`` being what no phase covers; by step."""
-    columns = ["step", "duration_ns", *_PHASES]
-    rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
-    times = rows[["duration_ns", *_PHASES]].fillna(0) / 1e6
-    times.columns = [name.removesuffix("_ns") for name in times.columns]
-    covered = times[["data", "forward", "backward", "optimizer"]].sum(axis=1)
-    times["other"] = (times["duration"] - covered).clip(lower=0)
-    times.insert(0, "step", rows["step"])
-    return pd.DataFrame(times)
-
-
-def system_series(trace: Trace) -> pd.DataFrame:
-    """Samples with ``seconds`` since the run began: columns seconds, node, device, metric, value."""
-    rows = trace.system().to_pandas()
-    rows["seconds"] = (rows["time_ns"] - trace.info.start_ns) / 1e9
-    return pd.DataFrame(rows)
 
 
 def evidence_series(trace: Trace, finding: Finding) -> list[Series]:

@@ -17,10 +17,12 @@ from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from stepwatch.cli.profile import step_times
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
-from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series, step_times, system_series
+from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series
+from stepwatch.cli.report.profile import machine_parts, time_parts
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.layout import write_atomically
@@ -97,16 +99,17 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
         if content is not None:
             plots[collection] = charts.heat(content, "log10 rms", findings)
             heats.append({"key": collection, "title": title, "unit": unit, "layers": len(content.layers)})
-    times = step_times(trace, rank)
-    if len(times):
-        plots["times"] = charts.stacked_times(times, findings)
-    boosting = boosting_parts(trace, rank)
-    plots |= {f"boosting{number}": part.chart for number, part in enumerate(boosting) if part.chart is not None}
-    machine = _machine(trace, plots)
+    parts = {
+        "times": time_parts(trace, findings),
+        "boosting": boosting_parts(trace, rank),
+        "machine": machine_parts(trace, findings),
+    }
+    for key, members in parts.items():
+        plots |= {f"{key}{number}": part.chart for number, part in enumerate(members) if part.chart is not None}
     context = {
         "title": trace.info.job_name,
         "run": str(trace.path),
-        "facts": _facts(trace, times["duration"].to_numpy() if len(times) else np.zeros(0)),
+        "facts": _facts(trace, step_times(trace, rank)["duration"].to_numpy()),
         "summary": _summary(trace, analysis, stories),
         "tone": "bad" if findings else ("good" if any(r.coverage.decided for r in analysis.results) else "open"),
         "rules": [_rule_row(result) for result in analysis.results],
@@ -115,9 +118,7 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
         "loss_table": [_line_row(line) for line in losses],
         "scalars": [{"key": f"scalar{i}", "name": name} for i, (name, _) in enumerate(scalars)],
         "heats": heats,
-        "boosting": boosting,
-        "times": _time_table(times),
-        "machine": machine,
+        "parts": parts,
         "recorded": _recorded(trace, rank),
         "reservations": [*analysis.notes, *analysis.warnings, *_counters(analysis)],
         "versions": trace.info.versions,
@@ -235,42 +236,6 @@ def _line_row(line: Series) -> dict[str, str]:
         "last": f"{line.values[-1]:.4g}",
         "broken": str(len(line.values) - len(finite)),
     }
-
-
-def _time_table(times: Any) -> list[dict[str, str]]:
-    if not len(times):
-        return []
-    total = float(times["duration"].sum()) or 1.0
-    return [
-        {
-            "phase": phase,
-            "median": f"{np.median(times[phase]):.3g}",
-            "p95": f"{np.percentile(times[phase], 95):.3g}",
-            "share": f"{100 * float(times[phase].sum()) / total:.1f} %",
-        }
-        for phase in ("duration", "data", "forward", "backward", "optimizer", "other", "hook")
-    ]
-
-
-def _machine(trace: Trace, plots: dict[str, Any]) -> list[dict[str, str]]:
-    """Charts of the machine's use that there is data for."""
-    rows = system_series(trace)
-    shown: list[dict[str, str]] = []
-    if rows.empty:
-        return shown
-    rows["label"] = rows["device"] + " " + rows["metric"]
-    for key, title, unit, metrics in (
-        ("percent", "Utilisation", "percent", ("cpu_percent", "memory_percent", "utilization_percent")),
-        ("memory", "Memory", "GiB", ("memory_rss_bytes", "memory_used_bytes")),
-        ("rates", "Disk and network", "MiB/s", tuple(m for m in rows["metric"].unique() if m.endswith("_per_s"))),
-    ):
-        chosen = rows[rows["metric"].isin(metrics)].copy()
-        if chosen.empty:
-            continue
-        chosen["value"] /= {"percent": 1.0, "GiB": 2.0**30, "MiB/s": 2.0**20}[unit]
-        plots[f"machine_{key}"] = charts.samples(chosen, unit)
-        shown.append({"key": f"machine_{key}", "title": title})
-    return shown
 
 
 def _recorded(trace: Trace, rank: int) -> list[tuple[str, str]]:

@@ -246,7 +246,7 @@ class MemoryPressure(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self._windows else "the machine was not sampled"
+        return "" if self._windows else "neither memory pressure nor swapping was sampled"
 
     def margin(self) -> float | None:
         """See the base class."""

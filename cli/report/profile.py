@@ -1,0 +1,212 @@
+"""The report's parts about time and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stepwatch.cli.profile import DEVICE_METRICS, PHASES, profile, series_of, step_times
+from stepwatch.cli.report import charts
+from stepwatch.cli.report.boosting import Part
+from stepwatch.cli.report.data import HeatMap
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.finding import Finding
+from stepwatch.rules.profiler.base import spell_bytes, spell_seconds
+
+_COLUMNS = 240
+_CHARTS = (
+    ("Use of processors and GPUs", "percent", 1.0, ("cpu_percent", "utilization_percent", "iowait_percent")),
+    ("Memory", "GiB", 2.0**30, ("memory_rss_bytes", "memory_used_bytes")),
+    (
+        "Disk and network",
+        "MiB/s",
+        2.0**20,
+        (
+            "disk_read_bytes_per_s",
+            "disk_write_bytes_per_s",
+            "network_receive_bytes_per_s",
+            "network_send_bytes_per_s",
+        ),
+    ),
+    ("Power", "watts", 1.0, ("power_watts",)),
+)
+
+
+def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
+    """Where the steps' time goes; empty where no step was timed."""
+    rank = trace.ranks[0] if trace.ranks else 0
+    times = step_times(trace, rank)
+    if times.empty:
+        return []
+    numbers = profile(trace)
+    parts = [
+        Part(
+            "Phases over steps",
+            f"Of rank {rank}; slow steps are kept.",
+            charts.stacked_times(times, findings),
+            wide=True,
+        ),
+        _phase_table(times),
+        _job_table(numbers["seconds"]),
+    ]
+    if len(numbers["ranks"]) > 1:
+        parts.append(_rank_table(numbers))
+    if numbers["outliers"]:
+        parts.append(_outlier_table(numbers["outliers"]))
+    if numbers["loading"]:
+        parts.append(_loading_table(numbers["loading"]))
+    return parts
+
+
+def machine_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
+    """What the machine did; empty where it was not sampled."""
+    series = series_of(trace, list(DEVICE_METRICS))
+    several = len({node for node, _, _ in series}) > 1
+    marks = _when(trace, findings)
+    start = trace.info.start_ns
+    parts = []
+    for title, unit, size, metrics in _CHARTS:
+        lines = {
+            _label(node if several else "", device, metric): ((times - start) / 1e9, values / size)
+            for (node, device, metric), (times, values) in series.items()
+            if metric in metrics and not device.startswith("core:")
+        }
+        if lines:
+            parts.append(Part(title, "", charts.samples(lines, unit, marks), wide=True))
+    heat = _use_by_device(series, start, several)
+    if heat is not None:
+        parts.append(
+            Part(
+                "Every core and GPU",
+                "Percent; the largest value of each stretch of time.",
+                charts.heat(heat, "percent", x="seconds since the start"),
+                wide=True,
+            )
+        )
+    if parts:
+        parts.append(_device_table(series))
+    return parts
+
+
+def _phase_table(times: pd.DataFrame) -> Part:
+    total = float(times["duration"].sum())
+    rows = [
+        (
+            phase,
+            *(f"{value:.3g}" for value in np.percentile(times[phase], (50, 95, 99))),
+            f"{100 * float(times[phase].sum()) / total:.1f} %",
+        )
+        for phase in ("duration", *PHASES, "hook")
+    ]
+    text = (
+        "Host time, in milliseconds. Data is what passes before the forward pass beside waiting for the loader and "
+        "checkpoints. The hook's own time is part of the phases in which it works."
+    )
+    return Part("Phases", text, head=("phase", "median", "p95", "p99", "share"), rows=rows)
+
+
+def _job_table(seconds: dict[str, float]) -> Part:
+    total = seconds["total"] or 1.0
+    rows = [
+        (name.replace("_", " "), spell_seconds(value), f"{100 * value / total:.1f} %")
+        for name, value in seconds.items()
+    ]
+    return Part("The job", "From the hook's start to the end.", head=("part", "time", "share"), rows=rows)
+
+
+def _rank_table(numbers: dict[str, Any]) -> Part:
+    rows = []
+    for rank, spread in numbers["ranks"].items():
+        shares = numbers["shares"][rank]
+        rows.append(
+            (
+                f"rank {rank}",
+                f"{spread['duration']['p50_ms']:.3g}",
+                f"{spread['duration']['p95_ms']:.3g}",
+                *(f"{100 * shares[phase]:.0f} %" for phase in PHASES),
+            )
+        )
+    text = "Ranks that reduce their gradients wait for each other inside the backward pass: the slow one waits least."
+    return Part("Ranks", text, head=("rank", "median, ms", "p95, ms", *PHASES), rows=rows, wide=True)
+
+
+def _outlier_table(outliers: list[dict[str, Any]]) -> Part:
+    rows = [
+        (str(row["step"]), f"{row['duration_ms']:.4g}", row["phase"], f"+{row['excess_ms']:.4g}") for row in outliers
+    ]
+    text = (
+        f"More than twice the median of {outliers[0]['median_ms']:.3g} ms, and the phase that took most of the excess."
+    )
+    return Part("Slowest steps", text, head=("step", "ms", "phase", "ms more than usual"), rows=rows)
+
+
+def _loading_table(loading: dict[str, Any]) -> Part:
+    rows = [
+        ("workers", str(loading["workers"])),
+        ("share of the time spent waiting for it", f"{100 * loading['wait_share']:.1f} %"),
+        ("samples per second", f"{loading['samples_per_second']:.4g}"),
+        ("workers that would feed the training", str(loading["workers_needed"])),
+    ]
+    return Part("Data loader", "", head=("", "value"), rows=rows)
+
+
+def _device_table(series: dict[tuple[str, str, str], tuple[NDArray[np.int64], NDArray[np.float64]]]) -> Part:
+    rows = []
+    for (node, device, metric), (_, values) in series.items():
+        if device.startswith("core:"):
+            continue
+        unit = DEVICE_METRICS[metric]
+        spell = spell_bytes if unit.startswith("bytes") else "{:.4g}".format
+        numbers = [spell(float(value)) for value in (values.max(), *np.percentile(values, (99, 95, 50)), values.min())]
+        rows.append((f"{node} {device} {metric}", *numbers))
+    return Part(
+        "Use in numbers", "", head=("device and metric", "max", "p99", "p95", "median", "min"), rows=rows, wide=True
+    )
+
+
+def _label(node: str, device: str, metric: str) -> str:
+    short = device if not device.startswith(("GPU-", "MIG-")) else device[:12]
+    name = metric.removesuffix("_percent").removesuffix("_bytes").removesuffix("_bytes_per_s")
+    return " ".join(part for part in (node, short, name) if part)
+
+
+def _when(trace: Trace, findings: Sequence[Finding]) -> list[tuple[Finding, float]]:
+    """Findings with the time of the step at which they were certain, in seconds since the start."""
+    found = []
+    for rank in {finding.rank for finding in findings}:
+        times = step_times(trace, rank)
+        if times.empty:
+            continue
+        ends = times.sort_values("step")
+        for finding in findings:
+            if finding.rank == rank:
+                at = min(int(np.searchsorted(ends["step"].to_numpy(), finding.last_step)), len(ends) - 1)
+                found.append((finding, (int(ends["end_ns"].iloc[at]) - trace.info.start_ns) / 1e9))
+    return found
+
+
+def _use_by_device(
+    series: dict[tuple[str, str, str], tuple[NDArray[np.int64], NDArray[np.float64]]], start: int, several: bool
+) -> HeatMap | None:
+    """Use of each core and GPU over time: the largest of each stretch, and of a stretch without one what was before."""
+    chosen = {
+        _label(node if several else "", device, ""): line
+        for (node, device, metric), line in series.items()
+        if metric == "utilization_percent" or (metric == "cpu_percent" and device.startswith("core:"))
+    }
+    if not chosen:
+        return None
+    seconds = {name: (times - start) / 1e9 for name, (times, _) in chosen.items()}
+    low, high = min(float(t[0]) for t in seconds.values()), max(float(t[-1]) for t in seconds.values())
+    count = max(min(_COLUMNS, min(map(len, seconds.values()))), 1)
+    edges = np.linspace(low, high + 1e-9, count + 1)
+    values = np.full((len(chosen), count), np.nan)
+    for row, (name, (_, use)) in enumerate(chosen.items()):
+        column = np.clip(np.searchsorted(edges, seconds[name], side="right") - 1, 0, count - 1)
+        np.fmax.at(values[row], column, use)
+        values[row] = pd.Series(values[row]).ffill().to_numpy()
+    return HeatMap(list(chosen), edges[:-1], edges[1:], values, np.zeros_like(values, dtype=bool))
