@@ -74,7 +74,8 @@ def main() -> None:
                     wrong[rule] += 1
                     print(f"      {severity} {rule} at {last}: {message}")
     print(
-        f"\n{healthy} healthy runs, {alarmed} with an alarm: {alarms['error']} alarms of severity error, {alarms['warning']} warnings"
+        f"\n{healthy} healthy runs, {alarmed} with an alarm: {alarms['error']} alarms of severity error, "
+        f"{alarms['warning']} warnings"
     )
     print(f"{faulty} faulty runs: {detected} detected with a right label ({100 * detected / max(faulty, 1):.0f} %)")
     for rule in names:

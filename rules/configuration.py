@@ -169,7 +169,7 @@ def _from_sagemaker(
     spec = replace(spec, label="" if label == spec.name else label, stop=stop)
     if spec.rule is ProfilerReport:
         parameters = report_parameters(parameters)
-    return _with_parameters(spec, _other_trials(_as_expressions(spec, parameters, collections)))
+    return _with_parameters(spec, _limits(_other_trials(_as_expressions(spec, parameters, collections))))
 
 
 def _stops(label: str, actions: Any) -> bool:
@@ -222,6 +222,18 @@ def _other_trials(parameters: dict[str, Any]) -> dict[str, Any]:
         return parameters
     gathered = tuple(parameters[key] for key in sorted(others))
     return {**{key: value for key, value in parameters.items() if key not in others}, "other_trials": gathered}
+
+
+def _limits(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The same with the pairs of early versions, ``threshold_tanh="(-9.4999, 9.4999)"``, as a minimum and a maximum."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        pair = str(value).strip("() ").split(",")
+        if name in ("threshold_tanh", "threshold_sigmoid") and len(pair) == 2:
+            found |= {f"{name}_min": pair[0].strip(), f"{name}_max": pair[1].strip()}
+        else:
+            found[name] = value
+    return found
 
 
 def _with_parameters(spec: RuleSpec, parameters: Mapping[str, Any]) -> RuleSpec:

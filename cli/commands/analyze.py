@@ -40,7 +40,7 @@ _EXPLAINED_RUNS = 10
     "rules",
     multiple=True,
     metavar="NAMES",
-    help="Rules or sets, comma-separated; or file.py:Class.",
+    help="Rules or sets, comma-separated; file.py:Class; a rule file (JSON, YAML, TOML).",
 )
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several runs.")

@@ -123,7 +123,8 @@ class PoorWeightInitialization(SageMakerRule):
        times the smallest (a variance of zero counts as infinitely small);
     2. the spread of a gradient, its 95th percentile less its 5th, is below ``distribution_range`` for the
        gradient where it is smallest. Percentiles need whole tensors; of a gradient recorded as statistics
-       max - min, which is never less, is taken: below ``distribution_range`` it decides, else it is left open;
+       max - min, which is never less, is taken: below ``distribution_range`` it decides, else it is left open.
+       Gradients of one entry have no spread and are passed over;
     3. the training loss has not fallen for ``patience`` saved steps in a row.
 
     SageMaker's description says "variance of weights" in its table and of activation inputs in its text; the
@@ -212,7 +213,7 @@ class PoorWeightInitialization(SageMakerRule):
     def _judge_spread(self, step: Step, gradients: Chosen, values: dict[str, NDArray[Any]]) -> Finding | None:
         spreads: dict[str, float] = {}
         open_ones = []
-        for row in np.flatnonzero(gradients.finite):
+        for row in np.flatnonzero(gradients.finite & (gradients.numel > 1)):
             name = gradients.names[row]
             if name in values:
                 low, high = np.percentile(np.asarray(values[name], dtype=np.float64), (5, 95))

@@ -72,6 +72,8 @@ class LossNotDecreasing(SageMakerRule):
             scalars = {**self._losses.evaluation(step), **self._losses.training(step), **scalars}
         mode = "GLOBAL" if self.mode == "GLOBAL" else step.mode
         found = None
+        if scalars:
+            self.nothing = f"no two losses {self.num_steps} steps apart were recorded"
         for name, value in scalars.items():
             curve = self._curves.setdefault((mode, name), _Curve(self.num_steps))
             pair = curve.add(step.step, value)
@@ -234,7 +236,7 @@ class Overtraining(SageMakerRule):
         delta: by how much a new optimum is lower.
     """
 
-    nothing = "training and evaluation losses are needed, and both were not recorded"
+    nothing = "training and evaluation losses are needed, and not both were recorded"
 
     def __init__(self, *, patience_train: int = 5, patience_validation: int = 10, delta: float = 0.01) -> None:
         super().__init__()

@@ -151,6 +151,11 @@ def test_a_rule_of_the_users_own_beside_the_file(run: Path, tmp_path: Path) -> N
     assert rules["Mine"]["findings"][0]["first_step"] == 8
 
 
+def test_limits_as_early_versions_had_them() -> None:
+    (spec,) = rule_specs(entry(rule_to_invoke="SaturatedActivation", threshold_tanh="(-5, 5.5)"))
+    assert spec.parameters == {"threshold_tanh_min": -5.0, "threshold_tanh_max": 5.5}
+
+
 def entry(**parameters: Any) -> list[dict[str, Any]]:
     return [{"RuleConfigurationName": "Mine", "RuleParameters": parameters}]
 
