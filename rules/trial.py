@@ -34,6 +34,7 @@ from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.replay import StepStream
 from stepwatch.rules.step import Step
 from stepwatch.rules.tensor import Array, Tensor
+from stepwatch.rules.values import WholeTensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,11 +269,13 @@ class TraceTrial(Trial):
 
     def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
         super().__init__(name)
+        self.path = str(trace.path)
         self._first, self._end = range_steps or (None, None)
         if self._first is not None and self._end is not None and self._first >= self._end:
             raise ValueError(f"range_steps is {range_steps}; expected the first step below the end")
         self.trace = trace
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
+        self._whole: dict[int, WholeTensors] = {}
         self._complete = False
 
     def refresh(self) -> None:
@@ -285,6 +288,7 @@ class TraceTrial(Trial):
             if rank not in self._streams or self._streams[rank][1] != attempts:
                 self.recorded.forget(rank)
                 self._streams[rank] = (StepStream(self.trace, rank), attempts)
+                self._whole.pop(rank, None)
             stream, _ = self._streams[rank]
             self._take(stream.poll())
             if ended:
@@ -319,7 +323,21 @@ class TraceTrial(Trial):
         return run_html(self.trace)
 
     def whole(self, name: str, step: Step) -> Array | None:
-        """The whole tensor at a step, where it was saved; read from the file at each call."""
+        """The whole tensor at a step, where it was saved; held in memory where all of them have room there."""
+        key = (step.step, step.mode, step.mode_step)
+        known = self._whole.get(step.rank)
+        if known is None:
+            if not WholeTensors.fit(self.trace, step.rank):
+                return self._read_whole(name, step)
+            known = self._whole[step.rank] = WholeTensors(self.trace, step.rank)
+            known.refresh()
+        found = known.get(name, key)
+        if found is None and not self._complete:
+            known.refresh()
+            found = known.get(name, key)
+        return found
+
+    def _read_whole(self, name: str, step: Step) -> Array | None:
         rows = self.trace.table(
             "values",
             columns=["mode_step", "dtype", "shape", "data"],

@@ -176,7 +176,8 @@ class Engine(hook.Hook):
 
     def _submit(self, record: OpenRecord) -> None:
         self._seen.clear()
-        if record.due or self._ending:
+        if self._waiting_scalars and (record.due or self._ending):
+            record.due = record.due or self._registry.included  # what is not due is not written
             for name, value in self._waiting_scalars.items():
                 self._tensors.see_whole(record, name, torch.tensor([value], dtype=torch.float64), None)
             self._waiting_scalars.clear()

@@ -15,6 +15,7 @@ import numpy as np
 
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.smdebug.errors import SMDebugValueError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
@@ -51,7 +52,14 @@ class _AsSaved(Trial):
         return self.saved_reductions(name, step)
 
     def read_reduction(self, name: str, step: Step, reduction: str, of_magnitudes: bool) -> Any | None:
-        """A reduction as it was saved, or else of the whole tensor."""
+        """A reduction as it was saved, or else of the whole tensor.
+
+        Raises:
+            SMDebugValueError: there is no such reduction.
+        """
+        if reduction not in (*_REDUCTIONS, *_ORDERS):
+            known = ", ".join((*_REDUCTIONS, *_ORDERS))
+            raise SMDebugValueError(f"reduction {reduction!r} is unknown; expected one of {known}")
         saved = self.saved_reductions(name, step).get((reduction, of_magnitudes))
         if saved is not None:
             return saved
@@ -82,10 +90,14 @@ class SMDebugTrial(_AsSaved):
         directory: the directory.
         name: its name.
         range_steps: (first, end) global steps.
+
+    Attributes:
+        path: the directory.
     """
 
     def __init__(self, directory: SMDebugDirectory, name: str, range_steps: Range | None = None) -> None:
         super().__init__(name)
+        self.path = str(directory.path)
         self._range = _checked(range_steps)
         self._directory = directory
         self._ended = False
@@ -138,11 +150,6 @@ class SMDebugTrial(_AsSaved):
         """Whether the job has ended and all was read."""
         self.refresh()
         return self._ended
-
-    @property
-    def path(self) -> str:
-        """The directory."""
-        return str(self._directory.path)
 
     def worker(self, rank: int) -> str:
         """Name of the worker of that rank."""
@@ -269,10 +276,8 @@ def _checked(range_steps: Range | None) -> Range:
     return first, end
 
 
-def _reduction(array: Array, name: str, of_magnitudes: bool) -> Any | None:
+def _reduction(array: Array, name: str, of_magnitudes: bool) -> Any:
     """NumPy's reduction in the tensor's own type; norms of more than two dimensions are of all entries."""
-    if name not in (*_REDUCTIONS, *_ORDERS):
-        return None
     entries = np.abs(array) if of_magnitudes else array
     with np.errstate(all="ignore"):
         if name in _ORDERS:
