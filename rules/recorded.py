@@ -57,6 +57,8 @@ class Recorded:
     def find(self, number: int, mode: ModeKeys) -> list[Step]:
         """Steps of that number: training steps first, then the lower rank, then what was recorded last."""
         found = self._steps.get(mode, {}).get(number, [])
+        if len(found) < 2:
+            return found
         return sorted(reversed(found), key=lambda step: (not step.training, step.rank))
 
     def modes(self) -> set[ModeKeys]:

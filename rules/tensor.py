@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -66,9 +67,7 @@ class Tensor:
 
     def values(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, Array]:
         """Whole tensors by step, where they were saved."""
-        every = {
-            number: self.trial.read_value(self.name, self._at(number, mode, worker)) for number in self.steps(mode)
-        }
+        every = {number: self.trial.read_value(self.name, step) for number, step in self._every(mode, worker)}
         return {number: value for number, value in every.items() if value is not None}
 
     def reduction_value(
@@ -125,9 +124,7 @@ class Tensor:
 
     def shapes(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, tuple[int, ...]]:
         """Shapes by step, where they are known."""
-        every = {
-            number: self.trial.read_shape(self.name, self._at(number, mode, worker)) for number in self.steps(mode)
-        }
+        every = {number: self.trial.read_shape(self.name, step) for number, step in self._every(mode, worker)}
         return {number: shape for number, shape in every.items() if shape is not None}
 
     def _holding(self, number: int, mode: ModeKeys) -> list[Step]:
@@ -139,14 +136,24 @@ class Tensor:
         """Where to read it under that number."""
         self.trial.refresh()
         found = self._holding(number, mode)
-        for step in found:
-            if worker is None or worker == self.trial.worker(step.rank):
-                return step
         if found:
-            raise InvalidWorker(str(worker))
+            return self._of_worker(found, worker)
         if self.trial.recorded.find(number, mode):
             raise TensorUnavailableForStep(self.name, number, mode)
         last = max(self.trial.recorded.numbers(mode), default=-1)
         if number > last and not self.trial.loaded_all_steps:
             raise StepNotYetAvailable(number, mode)
         raise StepUnavailable(number, mode)
+
+    def _every(self, mode: ModeKeys, worker: str | None) -> Iterator[tuple[int, Step]]:
+        """Steps at which it was recorded, with their numbers, ascending."""
+        self.trial.refresh()
+        for number in self.trial.recorded.numbers(mode):
+            if found := self._holding(number, mode):
+                yield number, self._of_worker(found, worker)
+
+    def _of_worker(self, found: list[Step], worker: str | None) -> Step:
+        for step in found:
+            if worker is None or worker == self.trial.worker(step.rank):
+                return step
+        raise InvalidWorker(str(worker))

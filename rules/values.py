@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.layout import list_parts, rank_folder
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.tables import ROW_GROUP_ROWS
 
 MAX_BYTES = 256 << 20
 
@@ -29,7 +30,8 @@ class WholeTensors:
     """
 
     def __init__(self, trace: Trace, rank: int) -> None:
-        self._cursor = TableCursor(trace, "values", rank, _COLUMNS)
+        self._cursor = TableCursor(trace, "values", rank, _COLUMNS, piece=ROW_GROUP_ROWS)
+        self._pieces: list[_Piece] = []
         self._places: dict[str, dict[Key, tuple[_Piece, int]]] = {}
 
     @classmethod
@@ -40,13 +42,18 @@ class WholeTensors:
 
     def refresh(self) -> None:
         """Take what was recorded meanwhile."""
-        for piece in (_Piece(batch) for rows in self._cursor.read() for batch in rows.to_batches()):
-            for index, (name, key) in enumerate(piece.keys()):
-                self._places.setdefault(name, {})[key] = (piece, index)
+        fresh = [_Piece(batch) for rows in self._cursor.read() for batch in rows.to_batches()]
+        if fresh:
+            self._pieces += fresh
+            self._places.clear()
 
     def get(self, name: str, key: Key) -> NDArray[Any] | None:
         """The tensor at a (global step, mode, step of the mode), or None."""
-        place = self._places.get(name, {}).get(key)
+        places = self._places.get(name)
+        if places is None:
+            found = ((key, (piece, row)) for piece in self._pieces for row, key in piece.rows_of(name))
+            places = self._places[name] = dict(found)
+        place = places.get(key)
         return None if place is None else place[0].array(place[1])
 
 
@@ -54,24 +61,30 @@ class _Piece:
     """Rows of the table, of which arrays are made without copying."""
 
     def __init__(self, rows: pa.RecordBatch) -> None:
-        self._rows = rows
-        data = rows["data"]
-        _, offsets, content = data.buffers()
-        self._offsets = np.frombuffer(offsets, np.int32)[data.offset : data.offset + len(data) + 1].tolist()
-        self._content = content
-        self._dtypes = [np.dtype(name) for name in self._rows["dtype"].to_pylist()]
-        self._shapes = self._rows["shape"].to_pylist()
+        _, offsets, self._content = rows["data"].buffers()
+        self._offsets = np.frombuffer(offsets, np.int32)[rows["data"].offset :].tolist()
+        self._steps, self._modes, self._mode_steps = (rows[name].to_pylist() for name in ("step", "mode", "mode_step"))
+        self._dtypes = rows["dtype"].to_pylist()
+        self._shapes = rows["shape"].to_pylist()
+        names = rows["name"]
+        codes = names.indices.to_numpy(zero_copy_only=False)
+        order = np.argsort(codes, kind="stable")
+        bounds = np.searchsorted(codes[order], np.arange(len(names.dictionary) + 1))
+        self._rows = {
+            name: order[start:end]
+            for name, start, end in zip(names.dictionary.to_pylist(), bounds[:-1], bounds[1:], strict=True)
+        }
 
-    def keys(self) -> Iterator[tuple[str, Key]]:
-        """Name and key of each row."""
-        columns = (self._rows[column].to_pylist() for column in ("step", "mode", "mode_step"))
-        return zip(self._rows["name"].to_pylist(), zip(*columns, strict=True), strict=True)
+    def rows_of(self, name: str) -> Iterator[tuple[int, Key]]:
+        """Rows that hold a tensor, with their keys, in recorded order."""
+        for row in self._rows.get(name, np.empty(0, np.intp)).tolist():
+            yield row, (self._steps[row], self._modes[row], self._mode_steps[row])
 
-    def array(self, index: int) -> NDArray[Any]:
+    def array(self, row: int) -> NDArray[Any]:
         """The tensor of a row."""
-        start, end = self._offsets[index], self._offsets[index + 1]
-        dtype = self._dtypes[index]
-        if start == end:
-            return np.empty(self._shapes[index], dtype)
-        flat = np.frombuffer(self._content, dtype, (end - start) // dtype.itemsize, start)
-        return flat.reshape(self._shapes[index])
+        start, end = self._offsets[row], self._offsets[row + 1]
+        dtype = np.dtype(self._dtypes[row])
+        flat = (
+            np.frombuffer(self._content, dtype, (end - start) // dtype.itemsize, start) if start < end else np.empty(0)
+        )
+        return flat.astype(dtype, copy=False).reshape(self._shapes[row])

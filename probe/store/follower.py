@@ -41,14 +41,15 @@ class TableCursor:
         table: one of the step tables.
         rank: the rank.
         columns: columns to read; ``step`` and ``mode`` must be among them.
+        piece: rows to read at a time; of whole tensors few by default.
     """
 
-    def __init__(self, trace: Trace, table: str, rank: int, columns: Sequence[str]) -> None:
+    def __init__(self, trace: Trace, table: str, rank: int, columns: Sequence[str], piece: int | None = None) -> None:
         self._trace = trace
         self._folder = rank_folder(trace.path, table, rank)
         self._rank = rank
         self._columns = list(columns)
-        self._piece = _WHOLE_TENSORS if "data" in self._columns else ROW_GROUP_ROWS
+        self._piece = piece or (_WHOLE_TENSORS if "data" in self._columns else ROW_GROUP_ROWS)
         self._progress: dict[int, _Progress] = {}
 
     def read(self) -> Iterator[pa.Table]:

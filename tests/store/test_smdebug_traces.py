@@ -151,13 +151,13 @@ numbers = hnp.arrays(
 
 @given(numbers, st.text(min_size=1, max_size=40), st.integers(0, 2**40), st.sampled_from(["TRAIN", "EVAL", "GLOBAL"]))
 def test_what_was_encoded_is_decoded(value: np.ndarray, name: str, step: int, mode: str) -> None:
-    found = decode(encode(Event(name, value, step, mode, step // 3, 1.5)))
-    assert (found.name, found.step, found.mode, found.mode_step, found.wall_time) == (name, step, mode, step // 3, 1.5)
+    found = decode(encode(Event(name, value, step, 1.5), mode, step // 3))
+    assert (found.name, found.step, found.wall_time) == (name, step, 1.5)
     assert found.value.dtype == value.dtype and found.value.shape == value.shape
     assert found.value.tobytes() == value.tobytes()
 
 
-RECORD = encode(Event("Net_fc.weight", np.arange(6, dtype=np.float32).reshape(2, 3), 7, "TRAIN", 7, 1.5))
+RECORD = encode(Event("Net_fc.weight", np.arange(6, dtype=np.float32).reshape(2, 3), 7, 1.5), "TRAIN", 7)
 
 
 @settings(max_examples=300)

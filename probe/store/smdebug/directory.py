@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ END_FILE = "training_job_end.ts"
 COLLECTIONS_FOLDER = Path("collections", "000000000")
 
 _MAX_INDEX_BYTES = 256 << 20
+_KEPT_FILE_BYTES = 4 << 20
+_KEPT_BYTES = 64 << 20
 _INDEX_NAME = re.compile(r"^(\d{1,18})_(.+)\.json$")
 _COLLECTIONS_NAME = re.compile(r"^(.+)_collections\.json$")
 
@@ -67,6 +70,7 @@ class SMDebugDirectory:
         if not is_smdebug_directory(self.path):
             raise TraceError(f"{self.path}: holds no index of smdebug; expected a directory that smdebug wrote")
         self._read: set[str] = set()
+        self._files = _EventFiles()
 
     @property
     def ended(self) -> bool:
@@ -98,18 +102,10 @@ class SMDebugDirectory:
             TraceError: the file is damaged, or ends before the place.
             FileNotFoundError: there is no such file.
         """
-        path = self.path / str(step.events)
         offset, length = place
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path = os.path.join(self.path, str(step.events))
         try:
-            # Asked of the file first: a length that is too long must not become memory.
-            if offset + length > os.fstat(file).st_size:
-                raise TraceError(f"{path}: ends before the {length} bytes at {offset} that its index names")
-            record = os.pread(file, length, offset)
-        finally:
-            os.close(file)
-        try:
-            return decode(record)
+            return decode(self._files.read(path, offset, length))
         except TraceError as error:
             raise TraceError(f"{path}: at byte {offset}: {error}") from None
 
@@ -148,6 +144,48 @@ class SMDebugDirectory:
             if _COLLECTIONS_NAME.match(name):
                 return _read_object(folder / name)
         return {}
+
+
+class _EventFiles:
+    """Pieces of event files, which do not change once they are there; small files are kept, as many as have room."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """So many bytes at an offset.
+
+        Raises:
+            TraceError: the file ends before.
+            FileNotFoundError: there is no such file.
+        """
+        content = self._kept.get(path)
+        if content is not None:
+            return _piece(content, offset, length)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _KEPT_FILE_BYTES:
+                content = self._keep(path, file.read())
+                return _piece(content, offset, length)
+            if offset + length > size:  # asked first: a length that lies must not become memory
+                return _piece(b"", offset, length)
+            file.seek(offset)
+            return file.read(length)
+
+    def _keep(self, path: str, content: bytes) -> bytes:
+        self._kept[path] = content
+        self._bytes += len(content)
+        while self._bytes > _KEPT_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= len(dropped)
+        return content
+
+
+def _piece(content: bytes, offset: int, length: int) -> bytes:
+    if offset + length > len(content):
+        raise TraceError(f"the file ends before the {length} bytes that the index names")
+    return content[offset : offset + length]
 
 
 def _read_index(path: Path, step: int, worker: str) -> IndexedStep:

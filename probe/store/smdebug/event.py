@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.probe.store.smdebug.wire import (
-    Message,
+    Field,
     bytes_field,
     damaged,
     double_field,
+    fields,
     frame,
-    parse,
     unframe,
     varint_field,
 )
 
-_NOTHING = memoryview(b"")
 _TEXT = 7
 _MAX_DIMENSIONS = 64
-_COUNT = re.compile(r"-?[0-9]{1,18}\Z")
+_MAX_SHAPE_BYTES = 64 << 10
 _TYPES = {
     code: np.dtype(name)
     for code, name in {
@@ -34,8 +33,8 @@ _TYPES = {
     }.items()
 }
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
-_MODES = {"1": "TRAIN", "2": "EVAL", "3": "PREDICT", "4": "GLOBAL"}
-_MODE_NUMBERS = {name: number for number, name in _MODES.items()}
+_MODE_NUMBERS = {"TRAIN": "1", "EVAL": "2", "PREDICT": "3", "GLOBAL": "4"}
+_DOUBLE = struct.Struct("<d")
 
 _WIDER = {
     np.dtype(narrow): np.dtype(wide)
@@ -52,48 +51,38 @@ class Event:
         name: of the tensor, or ``smdebug/reductions/REDUCTION/TENSOR``.
         value: its entries; text has the dtype ``U``.
         step: the global step.
-        mode, mode_step: name of the mode and count within it.
         wall_time: seconds since the epoch.
     """
 
     name: str
     value: NDArray[Any]
     step: int
-    mode: str
-    mode_step: int
     wall_time: float
 
 
 def decode(record: bytes) -> Event:
-    """The event of a framed record.
+    """The event of a framed record; the mode and its count, which the index has too, are not looked at.
 
     Raises:
         TraceError: it is damaged, or holds something else than one tensor.
     """
-    event = parse(unframe(record))
-    value = parse(_only(parse(_only(event, 5)), 1))
-    name = _text(_only(value, 1))
-    notes = _notes(parse(_last(value, 9)))
-    wall_time = _last(event, 1)
-    mode = _MODES.get(notes.get("mode", "4"))
-    mode_step = notes.get("mode_step", "0")
-    if mode is None or not _COUNT.match(mode_step):
-        damaged(f"mode {notes.get('mode')!r} and step {mode_step!r} of it")
-    return Event(
-        name=name,
-        value=_tensor(parse(_only(value, 8))),
-        step=event.numbers.get(2, 0),
-        mode=mode,
-        mode_step=int(mode_step),
-        wall_time=struct.unpack("<d", wall_time)[0] if len(wall_time) == 8 else 0.0,
-    )
+    step, wall_time = 0, 0.0
+    event = fields(record, *unframe(record))
+    for number, start, stop in event:
+        if number == 1 and stop - start == 8:
+            (wall_time,) = _DOUBLE.unpack_from(record, start)
+        elif number == 2 and stop < 0:
+            step = start
+    value = fields(record, *_only(fields(record, *_only(event, 5)), 1))
+    name = _text(record[slice(*_only(value, 1))])
+    return Event(name, _tensor(record, *_only(value, 8)), step, wall_time)
 
 
-def encode(event: Event) -> bytes:
-    """The framed record of an event; types that smdebug cannot read are widened to ones that it can."""
+def encode(event: Event, mode: str, mode_step: int) -> bytes:
+    """The framed record of an event in a mode; types that smdebug cannot read are widened to ones that it can."""
     notes = b"".join(
         bytes_field(1, bytes_field(1, key) + bytes_field(2, text.encode()))
-        for key, text in ((b"mode_step", str(event.mode_step)), (b"mode", _MODE_NUMBERS[event.mode]))
+        for key, text in ((b"mode_step", str(mode_step)), (b"mode", _MODE_NUMBERS[mode]))
     )
     content = bytes_field(1, event.name.encode())
     content += bytes_field(8, _encoded_tensor(event.name, event.value)) + bytes_field(9, notes)
@@ -101,40 +90,54 @@ def encode(event: Event) -> bytes:
     return frame(double_field(1, event.wall_time) + step + bytes_field(5, bytes_field(1, content)))
 
 
-def _tensor(message: Message) -> NDArray[Any]:
-    code, texts = message.numbers.get(1, 0), message.contents.get(8)
+def _tensor(record: bytes, at: int, end: int) -> NDArray[Any]:
+    code, begin, length = 0, 0, 0
+    shape: tuple[int, ...] = ()
+    texts = []
+    for number, start, stop in fields(record, at, end):
+        if stop < 0:
+            code = start if number == 1 else code
+        elif number == 2:
+            shape = _shape(record[start:stop])
+        elif number == 4:
+            begin, length = start, stop - start
+        elif number == 8:
+            texts.append(_text(record[start:stop]))
     if texts and code in (0, _TEXT):
-        return np.array([_text(text) for text in texts])
-    if code not in _TYPES:
+        return np.array(texts)
+    dtype = _TYPES.get(code)
+    if dtype is None:
         damaged(f"a tensor of type {code}")
-    dtype = _TYPES[code]
-    raw, dimensions = _last(message, 4), parse(_last(message, 2)).contents.get(2, [])
-    shape = [parse(dimension).numbers.get(1, 0) for dimension in dimensions[: _MAX_DIMENSIONS + 1]]
-    if len(shape) > _MAX_DIMENSIONS or len(raw) != math.prod(shape) * dtype.itemsize:
-        damaged(f"a tensor of shape {shape} and type {dtype.name} in {len(raw)} bytes")
-    return np.frombuffer(raw, dtype).reshape(shape)
+    if length != math.prod(shape) * dtype.itemsize:
+        damaged(f"a tensor of shape {shape} and type {dtype.name} in {length} bytes")
+    return np.frombuffer(record, dtype, length // dtype.itemsize, begin).reshape(shape)
 
 
-def _notes(message: Message) -> dict[str, str]:
-    entries = [parse(entry) for entry in message.contents.get(1, ())]
-    return {str(_last(entry, 1), "latin-1"): str(_last(entry, 2), "latin-1") for entry in entries}
+@functools.lru_cache(maxsize=1024)
+def _shape(message: bytes) -> tuple[int, ...]:
+    if len(message) > _MAX_SHAPE_BYTES:
+        damaged(f"a shape of {len(message)} bytes")
+    shape = []
+    for number, start, stop in fields(message, 0, len(message)):
+        if number == 2 and stop >= 0:
+            sizes = [size for inner, size, end in fields(message, start, stop) if inner == 1 and end < 0]
+            shape.append(sizes[-1] if sizes else 0)
+    if len(shape) > _MAX_DIMENSIONS:
+        damaged(f"a tensor of {len(shape)} dimensions")
+    return tuple(shape)
 
 
-def _only(message: Message, number: int) -> memoryview:
-    found = message.contents.get(number, ())
-    if len(found) != 1:
-        damaged(f"{len(found)} tensors or names of them in a record; expected one")
-    return found[0]
+def _only(found: list[Field], number: int) -> tuple[int, int]:
+    """Where the one field of that number lies."""
+    places = [(start, stop) for each, start, stop in found if each == number and stop >= 0]
+    if len(places) != 1:
+        damaged(f"{len(places)} tensors or names of them in a record; expected one")
+    return places[0]
 
 
-def _last(message: Message, number: int) -> memoryview:
-    found = message.contents.get(number)
-    return found[-1] if found else _NOTHING
-
-
-def _text(content: memoryview) -> str:
+def _text(content: bytes) -> str:
     try:
-        return str(content, "utf-8")
+        return content.decode()
     except UnicodeDecodeError:
         damaged("a name or text that is not UTF-8")
 

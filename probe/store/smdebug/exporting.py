@@ -148,7 +148,7 @@ def _write_step(folder: Path, number: int, worker: str, key: Key, tensors: Tenso
     for tensor, value, seconds in tensors:
         if value.size == 0:
             continue  # smdebug never writes these
-        record = encode(Event(tensor, value, number, mode, mode_step, seconds))
+        record = encode(Event(tensor, value, number, seconds), mode, mode_step)
         payload.append(record)
         places.append({"tensorname": tensor, "start_idx": offset, "length": len(record)})
         offset += len(record)

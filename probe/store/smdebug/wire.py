@@ -6,8 +6,9 @@ used. The encodings are those of TensorFlow's record files and of https://protob
 
 from __future__ import annotations
 
+import functools
 import struct
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from stepwatch.probe.store.errors import TraceError
 
@@ -41,77 +42,75 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+_HEADER = struct.Struct("<QI")
+_crc_of_length = functools.lru_cache(maxsize=4096)(masked_crc)
+
+
 def frame(payload: bytes) -> bytes:
     """A record: length, its checksum, payload, mark."""
     length = struct.pack("<Q", len(payload))
     return b"".join((length, struct.pack("<I", masked_crc(length)), payload, _PAYLOAD_MARK))
 
 
-def unframe(record: bytes) -> memoryview:
-    """The payload of a record that fills these bytes.
+def unframe(record: bytes) -> tuple[int, int]:
+    """Where the payload of a record that fills these bytes begins and ends.
 
     Raises:
         TraceError: the length, its checksum or the mark is wrong.
     """
-    if len(record) < HEADER_BYTES + FOOTER_BYTES:
+    held = len(record) - HEADER_BYTES - FOOTER_BYTES
+    if held < 0:
         damaged(f"a record of {len(record)} bytes; expected {HEADER_BYTES + FOOTER_BYTES} or more")
-    length, crc = struct.unpack_from("<QI", record)
-    if crc != masked_crc(record[:8]):
+    length, crc = _HEADER.unpack_from(record)
+    if crc != _crc_of_length(record[:8]):
         damaged("the length of a record does not have its checksum")
-    if length != len(record) - HEADER_BYTES - FOOTER_BYTES:
-        damaged(f"a record says that it holds {length} bytes; {len(record) - HEADER_BYTES - FOOTER_BYTES} are there")
-    if record[-FOOTER_BYTES:] != _PAYLOAD_MARK:
+    if length != held:
+        damaged(f"a record says that it holds {length} bytes; {held} are there")
+    if not record.endswith(_PAYLOAD_MARK):
         damaged("a record does not end with the mark of an event file")
-    return memoryview(record)[HEADER_BYTES:-FOOTER_BYTES]
+    return HEADER_BYTES, HEADER_BYTES + length
 
 
-class Message(NamedTuple):
-    """Fields of a protobuf message by number.
-
-    Attributes:
-        numbers: integers; of several the last.
-        contents: bytes of everything else, in order.
-    """
-
-    numbers: dict[int, int]
-    contents: dict[int, list[memoryview]]
+Field = tuple[int, int, int]
+"""Number of a field; then an integer and -1, or where the bytes of anything else begin and end."""
 
 
-def parse(message: memoryview) -> Message:
-    """The fields of a message.
+def fields(data: bytes, at: int, end: int) -> list[Field]:
+    """The fields of the message that lies in ``data[at:end]``.
 
     Raises:
         TraceError: it is not whole.
     """
-    found = Message({}, {})
-    at, end = 0, len(message)
+    found = []
     while at < end:
-        key = message[at]
-        if key < 0x80:
+        key = data[at]
+        at += 1
+        if key > 0x7F:
+            key, at = _varint(data, at - 1, end)
+        kind = key & 7
+        if kind in _FIXED:
+            size = _FIXED[kind]
+        elif kind not in (VARINT, LENGTH):
+            damaged(f"a field of wire type {kind}")
+        elif at < end and data[at] < 0x80:  # most numbers are of one byte
+            size = data[at]
             at += 1
         else:
-            key, at = _varint(message, at)
-        kind = key & 7
+            size, at = _varint(data, at, end)
         if kind == VARINT:
-            found.numbers[key >> 3], at = _varint(message, at)
-            continue
-        if kind == LENGTH:
-            size, at = _varint(message, at)
-        elif kind in _FIXED:
-            size = _FIXED[kind]
-        else:
-            damaged(f"a field of wire type {kind}")
-        if size > end - at:
+            found.append((key >> 3, size, -1))
+        elif size > end - at:
             damaged(f"a field of {size} bytes where {end - at} are left")
-        found.contents.setdefault(key >> 3, []).append(message[at : at + size])
-        at += size
+        else:
+            found.append((key >> 3, at, at + size))
+            at += size
     return found
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
-    while at < len(message) and shift < 70:
-        byte = message[at]
+    while at < end and shift < 70:
+        byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
