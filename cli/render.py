@@ -106,6 +106,8 @@ def finding_block(finding: Finding) -> RenderableType:
         evidence += f", in {shown}"
     lines.append(Text(f"evidence: {evidence}", "dim"))
     lines.append(Text(f"try: {finding.suggestion}"))
+    if finding.docs:
+        lines.append(Text(f"more: {finding.docs}", "dim"))
     return Group(lines[0], *(Padding(line, (0, 0, 0, 2)) for line in lines[1:]))
 
 

@@ -32,6 +32,14 @@ RULE_SETS: dict[str, tuple[type[Rule], ...]] = {
 """A rule is named by its class, or by set and class (``sagemaker.VanishingGradient``) where two sets have it;
 the class alone then means that of the first set."""
 
+RULE_DOCS = {
+    "recommended": "docs/rules/{}.md",
+    "profiler": "docs/rules/{}.md",
+    "sagemaker": "docs/sagemaker-rules.md",
+    "sagemaker-profiler": "docs/sagemaker-profiler-rules.md",
+}
+"""By set the page of the documentation about a rule, in the repository."""
+
 RULE_FILES = (".json", ".yaml", ".yml", ".toml")
 
 STEP_RANGE = ("start_step", "end_step")
@@ -80,6 +88,12 @@ class RuleSpec:
     def stops(self) -> bool:
         """Whether what it finds stops the job, whatever the other rules do."""
         return self.stop or bool(self.parameters.get("stop_training_on_fire"))
+
+    @property
+    def docs(self) -> str:
+        """Page of the documentation about the rule, "" where it is none of ours."""
+        name = next((key for key, rules in RULE_SETS.items() if self.rule in rules), "")
+        return RULE_DOCS.get(name, "").format(self.rule.__name__)
 
     def judges(self, step: int) -> bool:
         """Whether the rule is shown a global step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
@@ -117,7 +117,7 @@ class Engine:
 
     def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:
         try:
-            found = list(question(evaluation.rule) or ())
+            found = [replace(finding, docs=evaluation.spec.docs) for finding in question(evaluation.rule) or ()]
         except Exception as error:
             evaluation.error = f"{type(error).__name__}: {error}"
             log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)

@@ -47,6 +47,7 @@ class Finding:
         suggestion: what to try.
         evidence: what to plot or print to see it: JSON-compatible, e.g. ``{"unit": ..., "series": [names]}``.
         rank: rank whose data showed it.
+        docs: page of the documentation about the rule, "" where there is none.
     """
 
     rule: str
@@ -60,6 +61,7 @@ class Finding:
     suggestion: str
     evidence: dict[str, Any] = field(default_factory=dict)
     rank: int = 0
+    docs: str = ""
 
     @property
     def id(self) -> str:
@@ -81,6 +83,7 @@ class Finding:
             "suggestion": self.suggestion,
             "evidence": json_tree(self.evidence),
             "rank": self.rank,
+            "docs": self.docs,
         }
 
 

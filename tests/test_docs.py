@@ -10,11 +10,11 @@ import pytest
 
 from stepwatch.cli.main import main
 from stepwatch.probe.store.schema import TABLES
-from stepwatch.rules.catalogue import RULE_SETS, parameters_of
+from stepwatch.rules.catalogue import RULE_SETS, RuleSpec, parameters_of
 from stepwatch.rules.rule import Rule
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 RULE_PAGES = {
@@ -39,6 +39,25 @@ def test_every_rule_and_parameter_is_documented(page_name: str, rule: type[Rule]
         assert f"{parameter.name}:" in (rule.__doc__ or ""), f"{name}.{parameter.name} is not in the docstring"
 
 
+@pytest.mark.parametrize("rule", RULE_SETS["recommended"])
+def test_every_recommended_rule_has_a_page(rule: type[Rule]) -> None:
+    page = ROOT / RuleSpec(rule).docs
+    assert page.is_file(), f"{rule.__name__} has no page {page.name} under docs/rules; see the others there"
+    text = page.read_text()
+    assert re.match(rf"# {rule.__name__} \(.*\b{rule.severity.value}\b", text)
+    sections = ("What it means", "How it is computed", "What triggers it falsely", "How to tune it")
+    found = re.findall(r"^## (.*)\n(.+)", text, re.MULTILINE)
+    assert [title for title, _ in found] == list(sections)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE))
+    assert rows == {p.name: str(p.default) for p in parameters_of(rule)}
+
+
+@pytest.mark.parametrize("rule", sorted({rule for rules in RULE_SETS.values() for rule in rules}, key=str))
+def test_what_findings_link_to_is_there(rule: type[Rule]) -> None:
+    page = ROOT / RuleSpec(rule).docs
+    assert page.is_file() and rule.__name__ in page.read_text()
+
+
 def test_every_command_is_documented() -> None:
     context = click.Context(main)
     pages = " ".join(page.read_text() for page in PAGES)
@@ -59,7 +78,7 @@ def test_every_table_is_in_the_architecture() -> None:
         assert re.search(rf"\b{table}\b", page), f"{table} is not in docs/architecture.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):

@@ -47,7 +47,8 @@ def list_rules(name: str | None, as_json: bool) -> None:
             out.print(f"{entry['rule']} ({origin}; severity {entry['severity']})")
             out.print(entry["description"], markup=False)
             out.print(f"\nDefaults: {settings or 'no parameters'}", markup=False)
-            out.print(f"Every rule also has {' and '.join(STEP_RANGE)}.\n")
+            out.print(f"Every rule also has {' and '.join(STEP_RANGE)}.")
+            out.print(f"More: {entry['docs']}\n" if entry["docs"] else "", markup=False)
         else:
             if origin != shown:
                 shown = origin
@@ -136,7 +137,7 @@ def _provided() -> list[tuple[Any, str]]:
 
 
 def _describe(rule: Any, package: str) -> dict[str, Any]:
-    from stepwatch.rules.catalogue import RULE_SETS, parameters_of
+    from stepwatch.rules.catalogue import RULE_SETS, RuleSpec, parameters_of
 
     return {
         "rule": rule.__name__,
@@ -144,5 +145,6 @@ def _describe(rule: Any, package: str) -> dict[str, Any]:
         "package": package,
         "severity": rule.severity.value,
         "parameters": {p.name: {"type": p.type, "default": p.default} for p in parameters_of(rule)},
+        "docs": RuleSpec(rule).docs,
         "description": inspect.getdoc(rule) or "",
     }

@@ -105,6 +105,7 @@ def test_analyze_says_what_where_on_what_evidence_and_what_to_try(runs: Path) ->
         "Overfit",
         "evidence: measured",
         "try: ",
+        "more: docs/rules/",
         "not decided",
         "depth means something from 4",
     ):

@@ -93,6 +93,7 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
     text, _ = parse(write_report(trace, tmp_path / "r.html", configure(None)))
     assert "Issues found" in text
     assert "gradient/Net_5.weight holds NaN in 3 of 16 entries at step 40" in text
+    assert "About this rule: docs/rules/ExplodingTensor.md" in text
     assert "Try:" in text and "not decided" in text and "finished after 60 steps" in text
     assert "Gradients by layer" in text and "Where the step's time goes" in text
 

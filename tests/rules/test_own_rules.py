@@ -47,10 +47,12 @@ FIRING = {
 def test_a_made_up_fault_is_found_and_a_made_up_healthy_run_is_not(name: str, tmp_path: Path) -> None:
     rule = known_rules()[name]
     judgement = FIRING[name].judge(rule())
+    page = f"docs/rules/{name}.md"
     assert len(judgement.findings) == 1
     assert FALLING.judge(rule()).findings == []
     written = analyze(Trace(FIRING[name].write(tmp_path / "run")), [RuleSpec(rule)])
-    assert [repr(f.to_json()) for f in written.findings] == [repr(f.to_json()) for f in judgement.findings]
+    expected = [{**finding.to_json(), "docs": page} for finding in judgement.findings]
+    assert [repr(finding.to_json()) for finding in written.findings] == [repr(finding) for finding in expected]
 
 
 def test_what_a_made_up_run_holds() -> None:
