@@ -43,6 +43,7 @@ from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.remote import is_url
+from stepwatch.probe.store.schema import SKIPPED_SCALAR
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
@@ -58,6 +59,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _IDLE_SECONDS = 0.5
+_SKIPS_OF_A_SCALER = 16  # from its usual 65536 down to 1
 _HEARING_SECONDS = 1.0  # in which a file that one rank writes is read by the others
 
 
@@ -154,6 +156,7 @@ class Hook:
         self._started = False
         self._in_backward = False
         self._regions = RegionTimes()
+        self._skips = 0
         self._step_seconds = 0.0
         self._start_step = start_step
         self.rank, world_size = process_rank()
@@ -465,11 +468,16 @@ class Hook:
 
     @_guarded
     def scaler_skipped(self, optimizer: torch.optim.Optimizer) -> None:
-        """A GradScaler left the update out: what led to it is no training step."""
+        """A GradScaler left the update out: what led to it is no training step, unless that never ends."""
         record = self._steps.record
-        if record is not None and optimizer in self._optimizers:
+        if record is None or optimizer not in self._optimizers:
+            return
+        self._skips += optimizer is self._optimizers[0]
+        record.add_scalar(SKIPPED_SCALAR, float(self._skips))
+        if self._skips < _SKIPS_OF_A_SCALER:
             record.drop_losses()
-            record.add_scalar("grad_scaler/skipped", 1.0)
+        elif optimizer is self._optimizers[-1]:
+            self._steps.skipped()
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
         """How often this optimizer was seen to step."""
@@ -509,6 +517,7 @@ class Hook:
         if record is not None:
             self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
+        self._skips = 0
         if optimizer is self._optimizers[0]:
             self._tensors.pause()
             self._steps.updated()

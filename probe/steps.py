@@ -94,6 +94,14 @@ class StepTracker:
         record.end(self.clock.finish())
         self._count(record)
 
+    def skipped(self) -> None:
+        """The open step ends without an update; the next one has its global step, and the next count of its mode."""
+        record = self.record
+        if record is not None and not record.ended:
+            record.end(self.clock.finish())
+            self._mode_steps[record.mode] = record.mode_step + 1
+            self.clock.restart()
+
     def finish(self) -> None:
         """What comes now belongs to another record: hand over the open one.
 

@@ -16,8 +16,9 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "PoorWeightInitialization": "ExplodingTensor DivergingLoss VanishingGradient DeadRelu UnchangedTensor "
         "StalledLoss",
         "ModelInEvalMode": "Overfit",
+        "UpdatesSkipped": "StalledLoss LossNotDecreasing UnchangedTensor",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor StalledLoss "
+        "ExplodingTensor": "UpdatesSkipped DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor StalledLoss "
         "LossNotDecreasing",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
         "DeadRelu": "VanishingGradient UnchangedTensor StalledLoss ClassImbalance",

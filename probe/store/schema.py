@@ -121,6 +121,9 @@ KEPT_GRADIENTS_SCALAR = "stepwatch/updates_without_reset"
 EVAL_MODE_SCALAR = "stepwatch/updates_in_eval_mode"
 """Scalar recorded by the hook: updates in a row with all dropout and batch norm layers in eval mode."""
 
+SKIPPED_SCALAR = "grad_scaler/skipped"
+"""Scalar recorded by the hook: updates in a row that a GradScaler has left out."""
+
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 

@@ -6,7 +6,7 @@ from stepwatch.rules.recommended.activations import DeadRelu
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
-from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, ZeroLearningRate
+from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
@@ -14,6 +14,7 @@ from stepwatch.rules.rule import Rule
 RECOMMENDED: tuple[type[Rule], ...] = (
     GradientsNotReset,
     ZeroLearningRate,
+    UpdatesSkipped,
     ExplodingTensor,
     DivergingLoss,
     VanishingGradient,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from stepwatch.probe.store.schema import EVAL_MODE_SCALAR, KEPT_GRADIENTS_SCALAR
+from stepwatch.probe.store.schema import EVAL_MODE_SCALAR, KEPT_GRADIENTS_SCALAR, SKIPPED_SCALAR
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
@@ -123,6 +123,39 @@ class ModelInEvalMode(_UpdatesInARow):
             "batch norm learns no statistics",
             suggestion="call model.train() after every evaluation",
             evidence={"series": [self.scalar], "unit": "updates"},
+        )
+
+
+class UpdatesSkipped(_UpdatesInARow):
+    """A GradScaler leaves out every update, whatever the scale: nothing is learned, and no loss says so.
+
+    A scaler that finds an overflow leaves the update out and halves its scale, once or twice now and then, and up to
+    about sixteen times when a job begins. Gradients that are still not finite then are so by themselves.
+
+    Args:
+        updates: updates left out in a row that make it certain, at least 2.
+    """
+
+    scalar = SKIPPED_SCALAR
+    missing = "no training step was recorded"
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        self._recorded |= step.training  # a scaler that leaves nothing out records nothing
+        yield from super().observe(step)
+
+    def _found(self, step: Step, count: int) -> Finding:
+        return self.finding(
+            step,
+            first_step=step.step,
+            tensors=[],
+            value=count,
+            threshold=self.updates,
+            message=f"the gradient scaler has left out the last {count} updates, after {step.step}: the gradients are "
+            "not finite at any scale, and nothing is learned",
+            suggestion="look for the first tensor that is not finite (the forward pass, the loss, the inputs of this "
+            "batch); train in bfloat16, or keep the operation that overflows in float32",
+            evidence={"series": [self.scalar], "unit": "updates left out in a row"},
         )
 
 

@@ -15,7 +15,7 @@ from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import RuleResult, Severity, Status
 from stepwatch.rules.replay import analyze
 
-RULES = ["GradientsNotReset", "ModelInEvalMode", "ZeroLearningRate"]
+RULES = ["GradientsNotReset", "ModelInEvalMode", "ZeroLearningRate", "UpdatesSkipped"]
 
 
 class Net(nn.Module):
@@ -184,3 +184,38 @@ def test_learning_rate_zero(tmp_path: Path, rate: Callable[[int], float], expect
     train(tmp_path / "run", step, steps=100 if expected else 80)
     result = judge(tmp_path / "run")["ZeroLearningRate"]
     assert [finding.severity for finding in result.findings] == ([expected] if expected else [])
+
+
+def with_scaler(run: Path, breaks: Callable[[int], bool], steps: int = 80) -> RuleResult:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=5)
+    with Hook(run, model=model, optimizer=optimizer, system_interval=0):
+        for number in range(steps):
+            optimizer.zero_grad()
+            x, y = batch()
+            loss = nn.functional.cross_entropy(model(x), y)
+            if breaks(number):
+                loss = loss * float("inf")
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    return judge(run)["UpdatesSkipped"]
+
+
+def test_a_scaler_that_skips_for_ever_is_found_although_no_step_is_made(tmp_path: Path) -> None:
+    result = with_scaler(tmp_path / "run", lambda number: number >= 30)
+    assert result.status is Status.ISSUES_FOUND
+    (finding,) = result.findings
+    assert finding.severity is Severity.ERROR
+    assert finding.first_step == 30
+    losses = Trace(tmp_path / "run").table("scalars", names=["loss_output_0"], steps=(30, None))["value"].to_pylist()
+    assert losses and set(losses) == {float("inf")}, "what the loss was is not hidden either"
+
+
+def test_a_scaler_that_looks_for_its_scale_is_no_finding(tmp_path: Path) -> None:
+    result = with_scaler(tmp_path / "run", lambda number: number < 14 or number % 6 == 0, steps=120)
+    assert result.status is Status.NO_ISSUES_FOUND
+    run = Trace(tmp_path / "run")
+    assert run.table("steps")["step"].to_pylist() == list(range(run.table("steps").num_rows))
