@@ -27,7 +27,7 @@ def boost(run: Path, y: Any, **parameters: Any) -> tuple[dict[str, Part], Any, A
     """Parts of the report by title; labels and last predictions of the validation set."""
     train, held_out = (xgboost.DMatrix(X[part], y[part]) for part in (slice(400), slice(400, None)))
     model = xgboost.train(
-        {"max_depth": 4, **parameters},
+        {"max_depth": 4, "nthread": 1, **parameters},
         train,
         31,
         evals=[(train, "train"), (held_out, "validation")],

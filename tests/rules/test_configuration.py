@@ -212,3 +212,10 @@ def test_the_command_says_it_in_one_line(run: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(entry(rule_to_invoke="VanishingGradient", treshold="1")))
     status, _, stderr = analyze(run, "--rules", str(path))
     assert status == 2 and stderr.count("\n") == 1 and "it has: threshold, start_step, end_step" in stderr
+
+
+def test_lists_are_split_between_brackets_only() -> None:
+    (spec,) = rule_specs(
+        entry(rule_to_invoke="AllZero", collection_names="weights, biases", tensor_regex="a{1,2}b,[c,d]")
+    )
+    assert spec.parameters == {"collection_names": ("weights", "biases"), "tensor_regex": ("a{1,2}b", "[c,d]")}

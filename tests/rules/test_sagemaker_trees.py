@@ -28,7 +28,13 @@ def table(rows: int = 400, features: int = 6, weights: tuple[float, ...] = (1, 1
 def boost(
     run: Path, *, rounds: int = 8, train: Any = None, callback: dict[str, Any] | None = None, **parameters: Any
 ) -> Any:
-    parameters = {"objective": "binary:logistic", "max_depth": 3, "eval_metric": ["auc", "logloss"], **parameters}
+    parameters = {
+        "objective": "binary:logistic",
+        "max_depth": 3,
+        "nthread": 1,
+        "eval_metric": ["auc", "logloss"],
+        **parameters,
+    }
     train, validation = train or table(), table(seed=1)
     return xgboost.train(
         parameters,
