@@ -296,20 +296,20 @@ class WeightUpdateRatio(SageMakerRule):
         self.small_threshold = small_threshold
         self.epsilon = epsilon
         self._weights = Selection(("weights",))
-        self._kept: dict[str, deque[tuple[int, NDArray[np.float64]]]] = {}
+        self._kept: dict[str, deque[tuple[int, NDArray[Any]]]] = {}
 
     def judge(self, step: Step) -> Finding | None:
         """See the base class."""
         if not step.training:
             return None
         ratios: dict[str, tuple[float, int]] = {}
-        for name, value in self._weights.values(step).items():
-            now = np.asarray(value, dtype=np.float64)
+        for name, now in self._weights.values(step).items():
             kept = self._kept.setdefault(name, deque())
             while kept and self.num_steps is not None and kept[0][0] < step.step - self.num_steps:
                 kept.popleft()
             if kept and kept[0][1].shape == now.shape and now.size:
-                p, before = kept[0]
+                p, earlier = kept[0]
+                before = earlier.astype(np.float64)
                 ratios[name] = float(np.abs(now - before).mean() / (np.abs(before).mean() + self.epsilon)), p
             if self.num_steps is None:
                 kept.clear()
