@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -16,7 +16,9 @@ from rich.text import Text
 
 from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_tree
-from stepwatch.rules.replay import Analysis
+
+if TYPE_CHECKING:
+    from stepwatch.rules.replay import Analysis
 
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _PIPE_WIDTH = 160

@@ -15,6 +15,7 @@ from stepwatch.probe.store.discovery import find_runs
 from stepwatch.probe.store.layout import Part, list_parts, rank_folder
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import STEP_TABLES, TABLES
+from stepwatch.rules.finding import json_tree
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -124,13 +125,10 @@ class Database:
         connection.execute(f"SET allowed_paths = {allowed}")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        tables = {
-            "runs": pa.Table.from_pylist([_run(trace) for trace in self._traces], _RUNS),
-            "tensors": pa.Table.from_pylist([row for trace in self._traces for row in _tensors(trace)], _TENSORS),
-            "findings": pa.Table.from_pylist([row for trace in self._traces for row in _findings(trace)], _FINDINGS),
-        }
-        for name, table in tables.items():
-            connection.register(name, table)
+        connection.execute("CREATE SCHEMA files")
+        _create_table(connection, "runs", _RUNS, [_run(trace) for trace in self._traces])
+        _create_table(connection, "tensors", _TENSORS, [row for trace in self._traces for row in _tensors(trace)])
+        _create_table(connection, "findings", _FINDINGS, [row for trace in self._traces for row in _findings(trace)])
         for name, listed in files.items():
             _create_view(connection, name, listed)
         return connection
@@ -184,15 +182,30 @@ def _require_select(connection: DuckDBPyConnection, query: str) -> None:
         raise QueryError(f"the query is {' '.join(query.split())!r}; expected one SELECT statement")
 
 
+def _create_table(connection: DuckDBPyConnection, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    """A table of rows; as JSON, for Arrow makes arrays of Python objects only once it has imported pandas."""
+    structure = json.dumps([{field.name: _structure(field.type) for field in schema}])
+    query = f"CREATE TABLE {name} AS SELECT row.* FROM (SELECT unnest(from_json($1, $2)) AS row)"
+    connection.execute(query, [json.dumps(json_tree(rows)), structure])
+
+
+def _structure(kind: pa.DataType) -> Any:
+    """A type as DuckDB spells it in the structure of JSON."""
+    if pa.types.is_list(kind):
+        return [_structure(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {field.name: _structure(field.type) for field in kind}
+    names = {"string": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN"}
+    return {**names, "binary": "BLOB"}[str(kind)]
+
+
 def _create_view(connection: DuckDBPyConnection, table: str, files: list[dict[str, Any]]) -> None:
     schema = _SYSTEM_FILES if table == "system" else _STEP_FILES
     if not files:
         fields = [field for field in schema if field.name not in ("filename", "cut")]
-        connection.register(table, pa.schema([*fields, *TABLES[table]]).empty_table())
+        _create_table(connection, table, pa.schema([*fields, *TABLES[table]]), [])
         return
-    connection.register("listed", pa.Table.from_pylist(files, schema))
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS files; CREATE TABLE files.{table} AS SELECT * FROM listed")
-    connection.unregister("listed")
+    _create_table(connection, f"files.{table}", schema, files)
     paths = _list_literal([row["filename"] for row in files])
     connection.execute(
         f"""CREATE VIEW {table} AS SELECT f.* EXCLUDE ({"filename" if table == "system" else "filename, cut"}),
@@ -224,8 +237,9 @@ def _run(trace: Trace) -> dict[str, Any]:
 
 
 def _tensors(trace: Trace) -> Iterator[dict[str, Any]]:
-    for name, info in trace.tensors().items():
-        yield {"run": str(trace.path), "name": name, **info.to_json()}
+    for info in trace.tensors().values():
+        described = {column: getattr(info, column) for column in _TENSORS.names if column != "run"}
+        yield {"run": str(trace.path), **described}
 
 
 def _findings(trace: Trace) -> Iterator[dict[str, Any]]:
