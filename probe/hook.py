@@ -31,6 +31,7 @@ from stepwatch.probe.arguments import (
 from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
+from stepwatch.probe.heartbeat import Heartbeat
 from stepwatch.probe.loop import TrainingLoop
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
@@ -221,6 +222,7 @@ class Hook:
         losses.listen(self)
         waits.listen(self._steps.clock)
         lifecycle.register(self)
+        self._heart = Heartbeat(self.out_dir, self.rank)
         self._sampler.start()
         if self._uploader:
             self._uploader.start(self._writer.note)
@@ -605,6 +607,8 @@ class Hook:
 
     def _tick(self) -> None:
         """Several times a second, from the sampler's thread."""
+        if self._recorded:
+            self._heart.beat(self.step, *self._steps.clock.activity)
         self._poll_stop()
         self._governor.exchange(self.step, self._step_seconds)
         with self._lock:

@@ -19,13 +19,23 @@ class StepClock:
     is done.
     """
 
-    __slots__ = ("_began", "_between", "_latest", "_marks", "phases")
+    __slots__ = ("_began", "_between", "_latest", "_marks", "phases", "waits_for")
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
         self._marks: dict[str, int] = {}
         self._between: dict[str, int] = {}
         self.phases: dict[str, int] = {}
+        self.waits_for = ""
+
+    @property
+    def activity(self) -> tuple[int, str]:
+        """When a phase ended last, and the one that the script is in; another thread may ask.
+
+        Outside the phases it is ``loader`` or ``checkpoint`` while the script waits for these, else ``script``.
+        """
+        phase = self.waits_for or next(reversed(list(self._marks)), "script")
+        return self._latest, phase.removesuffix("_ns")
 
     def restart(self) -> None:
         """A new step begins where the last phase ended."""

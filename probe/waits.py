@@ -69,12 +69,16 @@ def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     if getattr(_waiting, "inside", False):
         return call(*args, **kwargs)
     _waiting.inside = True
+    clocks = _clocks()
+    for clock in clocks:
+        clock.waits_for = phase
     began = perf_counter_ns()
     try:
         return call(*args, **kwargs)
     finally:
         _waiting.inside = False
-        for clock in _clocks():
+        for clock in clocks:
+            clock.waits_for = ""
             clock.waited(phase, perf_counter_ns() - began)
 
 

@@ -14,6 +14,7 @@ from stepwatch.rules.actions import Action, ForRules, LogAction
 from stepwatch.rules.catalogue import RuleSpec, configure
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.sidecar.hangs import RULE as HANG
 from stepwatch.rules.sidecar.positions import FileError, Place, read
 from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
 from stepwatch.rules.telling.channels import channel
@@ -152,7 +153,7 @@ class _Reader:
 
     def _severities(self, entry: dict[str, Any], place: Place, specs: Sequence[RuleSpec]) -> dict[str, Severity]:
         table = self._table(entry.get("severity", {}), (*place, "severity"))
-        names = tuple(spec.name for spec in specs)
+        names = (*(spec.name for spec in specs), HANG)
         self._known(table, (*place, "severity"), names, "rule")
         return {rule: self._severity(table, rule, (*place, "severity"), Severity.ERROR) for rule in table}
 

@@ -14,6 +14,7 @@ from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.replay import LiveAnalysis
+from stepwatch.rules.sidecar.hangs import HangWatch
 from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
 
@@ -77,6 +78,7 @@ class WatchedRun:
         self._analysis: LiveAnalysis | None = None
         self._records = records
         self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
+        self._hangs = HangWatch(trace)
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
@@ -127,6 +129,8 @@ class WatchedRun:
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
         findings = self._analysis.poll(changed) if live else self._analysis.conclude()
+        if live:
+            findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
         events: list[Event] = [Found(self.trace.path, finding) for finding in new]

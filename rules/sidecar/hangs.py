@@ -1,0 +1,193 @@
+"""Ranks that have stopped moving, and what holds them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.rankfile import read_json
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.termination import NotThatProcess, recorded_process
+
+RULE = "Hang"
+SHORTEST_SECONDS = 30.0
+_FACTOR = 5.0
+_PATIENCE = 1800.0  # while a graph is compiled or a checkpoint is written, and before the first steps
+_MIN_STEPS = 10
+_LOOK_SECONDS = 1.0
+_LAST_STEPS = 1000
+_STACK_SECONDS = 1.0
+_COMPILERS = re.compile(r"/(torch/_dynamo|torch/_inductor|triton|torch_xla)/")
+
+
+@dataclass
+class _Rank:
+    """What is known of a rank.
+
+    Attributes:
+        moved: when it was last seen to have recorded something, by this process's clock.
+        beat: its latest.
+        seen: when that was first seen.
+    """
+
+    moved: float
+    beat: dict[str, Any] = field(default_factory=dict)
+    seen: float = 0.0
+
+    def still(self, now: float) -> float:
+        """Seconds for which it has done nothing: as it said itself, and since then, if it says nothing more."""
+        return float(self.beat.get("still_seconds", 0.0)) + now - self.seen
+
+
+class HangWatch:
+    """Finds ranks that have done nothing for longer than their own steps account for.
+
+    A rank moves when it finishes a phase of a step: a forward pass in an evaluation is one. The limit is five times
+    the 99th percentile of its latest steps, at least half a minute. It is half an hour before the tenth step, while
+    ``torch.save`` runs, and while a graph is compiled. Only differences of one clock are used, never two clocks.
+
+    Args:
+        trace: the run.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, trace: Trace, clock: Callable[[], float] = time.monotonic) -> None:
+        self._trace = trace
+        self._clock = clock
+        self._ranks: dict[int, _Rank] = {}
+        self._said: set[tuple[int, int]] = set()
+        self._looked = clock()
+
+    def look(self, ranks: Iterable[int], changed: Iterable[int]) -> list[Finding]:
+        """What is found now; looks at most once a second.
+
+        Args:
+            ranks: all ranks of the run.
+            changed: those that may have recorded steps since the last look.
+        """
+        now = self._clock()
+        for rank in changed:
+            self._ranks[rank] = _Rank(now)
+        if now - self._looked < _LOOK_SECONDS:
+            return []
+        self._looked = now
+        quiet = [rank for rank in ranks if now - self._ranks.setdefault(rank, _Rank(now)).moved > SHORTEST_SECONDS]
+        hanging = [rank for rank in quiet if self._trace.end(rank) is None and self._hangs(rank, now)]
+        if all((rank, self._step(rank)) in self._said for rank in hanging):
+            return []
+        stacks = {rank: dump_stacks(self._trace, rank, self._ranks[rank].beat) for rank in hanging}
+        hanging = [rank for rank in hanging if not self._compiles(rank, stacks[rank], now)]
+        if not hanging:
+            return []
+        self._said |= {(rank, self._step(rank)) for rank in hanging}
+        return [self._finding(self._culprit(hanging), hanging, stacks, now)]
+
+    def _hangs(self, rank: int, now: float) -> bool:
+        known = self._ranks[rank]
+        beat = self._beat(rank)
+        if beat != known.beat:
+            known.beat, known.seen = beat, now
+        return bool(beat) and known.still(now) > self._limit(rank, str(beat.get("phase")))
+
+    def _limit(self, rank: int, phase: str) -> float:
+        if phase == "checkpoint":
+            return _PATIENCE
+        last = int(self._ranks[rank].beat.get("step", 0))
+        rows = self._trace.table("steps", columns=["duration_ns"], ranks=[rank], steps=(last - _LAST_STEPS, None))
+        seconds = rows["duration_ns"].drop_null().to_numpy() / 1e9
+        if len(seconds) < _MIN_STEPS:
+            return _PATIENCE
+        return max(SHORTEST_SECONDS, _FACTOR * float(np.percentile(seconds, 99)))
+
+    def _compiles(self, rank: int, stacks: str, now: float) -> bool:
+        return bool(_COMPILERS.search(stacks)) and self._ranks[rank].still(now) < _PATIENCE
+
+    def _beat(self, rank: int) -> dict[str, Any]:
+        try:
+            return read_json(self._trace.path / "control" / f"beat-rank={rank:05d}.json")
+        except (TraceError, OSError):
+            return {}
+
+    def _step(self, rank: int) -> int:
+        return int(self._ranks[rank].beat.get("step", 0))
+
+    def _culprit(self, hanging: Sequence[int]) -> int:
+        """The rank that the others wait for: of those furthest behind the one that is elsewhere than most."""
+        behind = min(map(self._step, hanging))
+        phases = Counter(self._ranks[rank].beat.get("phase") for rank in hanging)
+        late = [rank for rank in hanging if self._step(rank) == behind]
+        return min(late, key=lambda rank: (phases[self._ranks[rank].beat.get("phase")], rank))
+
+    def _finding(self, rank: int, hanging: Sequence[int], stacks: dict[int, str], now: float) -> Finding:
+        known = self._ranks[rank]
+        phase, step = str(known.beat.get("phase")), self._step(rank)
+        seconds, limit = known.still(now), self._limit(rank, phase)
+        where = {"script": "in the script's own code", "loader": "waiting for a batch"}.get(phase, f"in {phase}")
+        others = sorted(set(hanging) - {rank})
+        waiting = f"; ranks {', '.join(map(str, others))} stand still as well" if others else ""
+        return Finding(
+            rule=RULE,
+            # Outside the phases that are the hook's to see, the script may be doing something of its own.
+            severity=Severity.WARNING if phase == "script" else Severity.ERROR,
+            first_step=step,
+            last_step=step,
+            tensors=(),
+            value=seconds,
+            threshold=limit,
+            message=f"rank {rank} has stood still for {seconds:.0f} s at step {step}, {where}{waiting}",
+            suggestion=f"look at its stack: {innermost(stacks[rank]) or 'it could not be had'}",
+            evidence={"phase": phase, "ranks": list(hanging), "stacks": {str(r): text for r, text in stacks.items()}},
+            rank=rank,
+        )
+
+
+def dump_stacks(trace: Trace, rank: int, beat: dict[str, Any]) -> str:
+    """The stacks of all threads of a rank on this machine, "" where they cannot be had.
+
+    The signal is sent to the recorded process only, and only if it has said that it listens.
+    """
+    number, entries = int(beat.get("signal", 0)), trace.attempts(rank).entries
+    path = trace.path / "control" / f"stacks-rank={rank:05d}.txt"
+    try:
+        process = recorded_process(entries[-1] if entries else {})
+        if not number or beat.get("pid") != process.pid:
+            return ""
+        before = path.stat().st_size
+        os.kill(process.pid, number)
+        return _read_from(path, before)
+    except (NotThatProcess, OSError):
+        return ""
+
+
+def innermost(stacks: str) -> str:
+    """Where the thread that trains is: the innermost frame of the first thread that is not one of the hook's."""
+    for thread in reversed(stacks.split("\n\n")):
+        frames = [line.strip() for line in thread.splitlines() if line.strip().startswith("File ")]
+        if frames and not any("/probe/" in frame and "_run" in frame for frame in frames):
+            return frames[0]
+    return ""
+
+
+def _read_from(path: Path, position: int) -> str:
+    """What is written behind a position, once no more comes."""
+    deadline = time.monotonic() + _STACK_SECONDS
+    size = position
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        grown = path.stat().st_size
+        if grown == size > position:
+            break
+        size = grown
+    with path.open(errors="replace") as file:
+        file.seek(position)
+        return file.read(64 << 10)

@@ -1,0 +1,159 @@
+"""A job that hangs is found, with the rank, the phase and the line that hold it. All processes are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.sidecar.hangs import HangWatch, dump_stacks
+
+JOB = """
+import ctypes, os, sys, time, torch
+from torch import nn
+from stepwatch.probe import Hook
+torch.set_num_threads(1)
+path, kind, rank = sys.argv[1], sys.argv[2], int(os.environ.get("RANK", 0))
+here = int(sys.argv[3])
+go = False
+
+def stand_still():
+    hook._writer.flush()
+    if kind == "holding":
+        ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock
+    time.sleep(600)
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+    def forward(self, x):
+        if go and kind != "script":
+            stand_still()
+        return self.layer(x)
+
+model = Model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+hook = Hook(path, model=model, optimizer=optimizer)
+for step in range(40):
+    optimizer.zero_grad()
+    go = step == here + rank
+    if go and kind == "script":
+        stand_still()
+    if go and kind == "evaluating":
+        model.eval()
+        go = False
+        hook._writer.flush()
+        while True:
+            with torch.no_grad():
+                model(torch.randn(8, 4))
+            time.sleep(0.01)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    time.sleep(0.02)
+"""
+
+
+# kind: ranks, step at which rank 0 stands still
+JOBS = {"forward": (2, 20), "holding": (1, 20), "evaluating": (1, 20), "script": (1, 20), "early": (1, 3)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs that have come to a standstill, by kind."""
+    folder = tmp_path_factory.mktemp("hangs")
+    jobs = []
+    for kind, (ranks, here) in JOBS.items():
+        for rank in range(ranks):
+            env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            jobs.append(subprocess.Popen([sys.executable, "-c", JOB, str(folder / kind), kind, str(here)], env=env))
+    for kind, (ranks, here) in JOBS.items():
+        while not all(has_come_to(folder / kind, rank, here + rank) for rank in range(ranks)):
+            assert all(job.poll() is None for job in jobs)
+            time.sleep(0.1)
+    yield folder
+    for job in jobs:
+        job.kill()
+        job.wait()
+
+
+def has_come_to(run: Path, rank: int, step: int) -> bool:
+    """Whether the steps before it are on disk, and the process has said since that it is there, or cannot."""
+    try:
+        rows = Trace(run).table("steps", ranks=[rank]).filter(pc.field("mode") == "TRAIN").num_rows
+    except TraceError:
+        return False
+    return rows == step and (run.name == "holding" or beat(run, rank).get("step") == step)
+
+
+def beat(run: Path, rank: int) -> dict[str, float]:
+    try:
+        content: dict[str, float] = json.loads((run / "control" / f"beat-rank={rank:05d}.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def look(run: Path, seconds: float) -> list[Finding]:
+    """What is found when nothing has moved for so long."""
+    now = [0.0]
+    trace = Trace(run)
+    watch = HangWatch(trace, lambda: now[0])
+    found: list[Finding] = []
+    watch.look(trace.ranks, trace.ranks)
+    for now[0] in (31.0, 31.0 + seconds):
+        found += watch.look(trace.ranks, [])
+    now[0] += 5
+    again = watch.look(trace.ranks, [])
+    assert not found or again == []  # it is said once
+    return found
+
+
+def test_the_rank_the_phase_and_the_line_are_named(folder: Path) -> None:
+    """Rank 0 hangs in step 20, rank 1 a step later."""
+    (finding,) = look(folder / "forward", 31)
+    assert (finding.rule, finding.severity, finding.rank, finding.first_step) == ("Hang", Severity.ERROR, 0, 20)
+    assert "in forward; ranks 1 stand still as well" in finding.message
+    assert finding.value > finding.threshold == 30
+    assert finding.evidence["ranks"] == [0, 1] and "stand_still" in finding.suggestion
+    assert all("stand_still" in finding.evidence["stacks"][rank] for rank in ("0", "1"))
+
+
+def test_one_that_holds_the_interpreters_lock_shows_its_stack_as_well(folder: Path) -> None:
+    (finding,) = look(folder / "holding", 31)
+    assert "stand_still" in finding.suggestion
+
+
+def test_an_evaluation_is_not_a_hang(folder: Path) -> None:
+    before = beat(folder / "evaluating", 0)
+    assert before["still_seconds"] < 5
+    assert look(folder / "evaluating", 20) == []
+
+
+def test_the_scripts_own_code_may_be_at_work(folder: Path) -> None:
+    (finding,) = look(folder / "script", 31)
+    assert finding.severity is Severity.WARNING and "in the script's own code" in finding.message
+
+
+def test_the_first_steps_may_take_long(folder: Path) -> None:
+    assert look(folder / "early", 1000) == []
+    assert len(look(folder / "early", 2000)) == 1
+
+
+def test_a_process_that_has_not_asked_for_it_gets_no_signal(folder: Path) -> None:
+    trace = Trace(folder / "forward")
+    mine = beat(folder / "forward", 0)
+    assert dump_stacks(trace, 0, {}) == ""
+    assert dump_stacks(trace, 0, {**mine, "pid": mine["pid"] + 1}) == ""
+    assert "stand_still" in dump_stacks(trace, 0, mine)
+    assert trace.live()
