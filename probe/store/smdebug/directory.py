@@ -70,7 +70,7 @@ class SMDebugDirectory:
         if not is_smdebug_directory(self.path):
             raise TraceError(f"{self.path}: holds no index of smdebug; expected a directory that smdebug wrote")
         self._read: set[str] = set()
-        self._files = _EventFiles()
+        self._files = _EventFiles(self.path)
 
     @property
     def ended(self) -> bool:
@@ -103,11 +103,10 @@ class SMDebugDirectory:
             FileNotFoundError: there is no such file.
         """
         offset, length = place
-        path = os.path.join(self.path, str(step.events))
         try:
-            return decode(self._files.read(path, offset, length))
+            return decode(self._files.read(str(step.events), offset, length))
         except TraceError as error:
-            raise TraceError(f"{path}: at byte {offset}: {error}") from None
+            raise TraceError(f"{self.path / str(step.events)}: at byte {offset}: {error}") from None
 
     # -- collections ----------------------------------------------------------------------------------
 
@@ -149,12 +148,13 @@ class SMDebugDirectory:
 class _EventFiles:
     """Pieces of event files, which do not change once they are there; small files are kept, as many as have room."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """So many bytes at an offset.
+        """So many bytes at an offset of a file, by its path below the folder.
 
         Raises:
             TraceError: the file ends before.
@@ -163,7 +163,7 @@ class _EventFiles:
         content = self._kept.get(path)
         if content is not None:
             return _piece(content, offset, length)
-        with open(path, "rb") as file:
+        with (self._folder / path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= _KEPT_FILE_BYTES:
                 content = self._keep(path, file.read())
