@@ -29,6 +29,7 @@ from stepwatch.probe.arguments import (
     named_models,
 )
 from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
+from stepwatch.probe.code import code_version
 from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.heartbeat import Heartbeat
@@ -193,6 +194,7 @@ class Hook:
             "job_name": job_name or base_name(out_dir),
             "world_size": world_size,
             "command": [sys.executable, *sys.argv],
+            "code": code_version(),
             "versions": {"torch": torch.__version__},
             "config": {
                 "collections": sorted(registry.included),

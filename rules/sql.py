@@ -36,6 +36,7 @@ _RUNS = pa.schema(
         ("world_size", pa.int64()),
         ("command", pa.list_(pa.string())),
         ("versions", pa.string()),
+        ("code", pa.string()),
         ("config", pa.string()),
     ]
 )
@@ -232,6 +233,7 @@ def _run(trace: Trace) -> dict[str, Any]:
         "world_size": info.world_size,
         "command": list(info.command),
         "versions": json.dumps(info.versions),
+        "code": json.dumps(info.code),
         "config": json.dumps(info.config),
     }
 

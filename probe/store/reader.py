@@ -52,6 +52,7 @@ class RunInfo:
     versions: dict[str, str]
     config: dict[str, Any]
     format_version: int
+    code: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -414,6 +415,7 @@ def _read_info(path: Path) -> RunInfo:
             versions={str(k): str(v) for k, v in dict(content.get("versions", {})).items()},
             config=dict(content.get("config", {})),
             format_version=version,
+            code={str(k): str(v) for k, v in dict(content.get("code", {})).items()},
         )
     except (TypeError, ValueError) as error:
         raise TraceError(f"{path}/run.json: {error}") from None

@@ -33,6 +33,7 @@ def _describe(trace: Trace) -> dict[str, str]:
     command = ["RUN" if Path(word).name == own else word for word in info.command]
     flat = {f"command {key}": value for key, value in _options(command)}
     flat.update({f"config {key}": value for key, value in _flatten(info.config)})
+    flat.update({f"code {key}": value for key, value in info.code.items()})
     flat.update({f"version {key}": value for key, value in info.versions.items()})
     return {**flat, "host": info.host, "world_size": str(info.world_size)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -231,3 +232,38 @@ def test_the_command(baseline: Trace, tmp_path: Path) -> None:
     ):
         wrong = stepwatch(*arguments)
         assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and text in wrong.stderr
+
+
+RECORDED = """
+import sys, torch
+from stepwatch.probe import Hook
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with Hook(sys.argv[1], model=model, optimizer=optimizer, system_interval=0):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_the_code_that_ran_is_part_of_how_runs_were_made(tmp_path: Path) -> None:
+    script = tmp_path / "code" / "train.py"
+    script.parent.mkdir()
+    script.write_text(RECORDED)
+    git = ["git", "-C", str(script.parent), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+
+    def record(name: str, *before: list[str]) -> Trace:
+        for command in before:
+            subprocess.run([*git, *command], check=True, capture_output=True)
+        subprocess.run([sys.executable, str(script), str(tmp_path / name)], check=True, timeout=60)
+        return Trace(tmp_path / name)
+
+    bare = record("bare")
+    assert set(bare.info.code) == {"script"}
+    clean = record("clean", ["init"], ["add", "."], ["commit", "-m", "first"])
+    assert len(clean.info.code["commit"]) == 40 and clean.info.code["script"] == bare.info.code["script"]
+    script.write_text(RECORDED + "\n# changed\n")
+    changed = record("changed")
+    assert changed.info.code["commit"] == clean.info.code["commit"] + "-dirty"
+    found = {difference.key for difference in compare([clean, changed]).differences}
+    assert found == {"code commit", "code script"}
