@@ -13,15 +13,16 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
     for cause, effects in {
         "GradientsNotReset": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu StalledLoss LossNotDecreasing",
         "ZeroLearningRate": "UnchangedTensor StalledLoss",
-        "PoorWeightInitialization": "ExplodingTensor DivergingLoss VanishingGradient DeadRelu UnchangedTensor "
-        "StalledLoss",
+        "PoorWeightInitialization": "SaturatedActivation ExplodingTensor DivergingLoss VanishingGradient DeadRelu "
+        "UnchangedTensor StalledLoss",
         "ModelInEvalMode": "Overfit",
         "UpdatesSkipped": "StalledLoss LossNotDecreasing UnchangedTensor",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "UpdatesSkipped DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor StalledLoss "
-        "LossNotDecreasing",
+        "ExplodingTensor": "UpdatesSkipped DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor "
+        "StalledLoss LossNotDecreasing SaturatedActivation",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
         "DeadRelu": "VanishingGradient UnchangedTensor StalledLoss ClassImbalance",
+        "SaturatedActivation": "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing ClassImbalance",
         "VanishingGradient": "UnchangedTensor StalledLoss ClassImbalance",
         "UnchangedTensor": "StalledLoss",
         "StalledLoss": "LossNotDecreasing ClassImbalance",

@@ -40,15 +40,18 @@ class Engine:
 
     def __init__(self, specs: Sequence[RuleSpec]) -> None:
         self._specs = list(specs)
-        self._of_a_rank = [spec for spec in specs if not issubclass(spec.rule, ProfilerRule)]
+        self._of_a_rank = [
+            spec for spec in specs if not (issubclass(spec.rule, ProfilerRule) or spec.rule.compares_ranks)
+        ]
         self._ranks: dict[int, list[_Evaluation]] = {}
         self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
+        self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
         self.profiles = bool(self._whole)
 
     def feed(self, step: Step) -> list[Finding]:
         """Show a rank's step to every rule about a rank; returns what they found in it."""
         found: list[Finding] = []
-        for evaluation in self._of_rank(step.rank):
+        for evaluation in (*self._of_rank(step.rank), *self._between):
             if not evaluation.error and evaluation.spec.judges(step.step):
                 found += self._ask(evaluation, lambda rule: rule.observe(step))
         return found
@@ -76,15 +79,18 @@ class Engine:
 
     def conclude_run(self) -> list[Finding]:
         """All ranks are over; returns what rules about the run could say only now."""
-        return self._conclude(self._whole)
+        return self._conclude([*self._whole, *self._between])
 
     def restart(self, rank: int) -> None:
         """Forget a rank: a new attempt has replaced steps that were judged."""
         self._ranks.pop(rank, None)
+        for evaluation in self._between:
+            evaluation.rule.forget(rank)
+            evaluation.findings = [finding for finding in evaluation.findings if finding.rank != rank]
 
     def findings(self) -> list[Finding]:
         """All findings so far, by the step at which they were decided."""
-        evaluations = [*(e for rank in self._ranks.values() for e in rank), *self._whole]
+        evaluations = [*(e for rank in self._ranks.values() for e in rank), *self._whole, *self._between]
         every = [finding for evaluation in evaluations for finding in evaluation.findings]
         return sorted(every, key=lambda finding: (finding.last_step, finding.rank))
 
@@ -96,8 +102,8 @@ class Engine:
         """
         ranks = [self._ranks[rank] for rank in sorted(self._ranks)] or [self._fresh()]
         columns = {id(spec): [rank[i] for rank in ranks] for i, spec in enumerate(self._of_a_rank)}
-        whole = iter(self._whole)
-        return [_verdict(spec.name, columns.get(id(spec)) or [next(whole)], live) for spec in self._specs]
+        shared = {id(evaluation.spec): [evaluation] for evaluation in (*self._whole, *self._between)}
+        return [_verdict(spec.name, columns.get(id(spec)) or shared[id(spec)], live) for spec in self._specs]
 
     def _of_rank(self, rank: int) -> list[_Evaluation]:
         evaluations = self._ranks.get(rank)

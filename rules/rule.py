@@ -19,12 +19,14 @@ class Rule(ABC):
     recorded them, whether in the training process, beside a live run, or over a finished one; so its
     findings are the same in all three. Parameters are keyword-only arguments of ``__init__`` with types
     and defaults, checked there (ValueError that names the parameter, its value and what is allowed);
-    configuration reads them from the signature. State is per instance, and an instance judges one rank.
+    configuration reads them from the signature. State is per instance, and an instance judges one rank, unless
+    it compares ranks.
 
     Attributes:
         severity: severity of its findings unless it says otherwise.
         derived: derived quantities it needs, which a hook with this rule records
             (see :mod:`stepwatch.probe.derived`).
+        compares_ranks: whether one instance gets the steps of all ranks, those of each in order.
         calibrated: the parameters that say how far is too far, and whether a "higher" or a "lower" one makes the rule
             quieter; ``stepwatch rules calibrate`` fits them to runs.
         whole_tensors: whether it looks at :attr:`Step.values`; they are read only for rules that do.
@@ -33,6 +35,7 @@ class Rule(ABC):
 
     severity: ClassVar[Severity] = Severity.ERROR
     derived: ClassVar[tuple[str, ...]] = ()
+    compares_ranks: ClassVar[bool] = False
     calibrated: ClassVar[tuple[tuple[str, Quieter], ...]] = ()
     whole_tensors: ClassVar[bool] = False
     label: str = ""
@@ -48,6 +51,9 @@ class Rule(ABC):
 
         A problem that lasts is said once, when the evidence suffices, not at every step.
         """
+
+    def forget(self, rank: int) -> None:  # noqa: B027
+        """A new attempt of the job has replaced steps of a rank; asked only of rules that compare ranks."""
 
     def waited(self, now_ns: int) -> Iterable[Finding]:
         """A live run has recorded nothing more by this time (nanoseconds since the epoch).

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from stepwatch.rules.recommended.activations import DeadRelu
+from stepwatch.rules.recommended.activations import DeadRelu, SaturatedActivation
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
 from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
+from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
@@ -16,9 +17,11 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     ZeroLearningRate,
     UpdatesSkipped,
     ExplodingTensor,
+    ReplicaDrift,
     DivergingLoss,
     VanishingGradient,
     DeadRelu,
+    SaturatedActivation,
     PoorWeightInitialization,
     UnchangedTensor,
     ModelInEvalMode,
