@@ -50,6 +50,7 @@ _SECONDS = click.FloatRange(min=0)
     type=click.Path(path_type=Path),
     help="Directory for the records of runs that cannot be written; $XDG_STATE_HOME/stepwatch by default.",
 )
+@click.option("--listen", metavar="[HOST:]PORT", help="Serve /metrics and /healthz, on 127.0.0.1 by default.")
 @click.option("--once", is_flag=True, help="End when every run that is there has ended.")
 @errors.one_line_errors
 def command(
@@ -66,6 +67,7 @@ def command(
     notify: tuple[str, ...],
     interval: float,
     state: Path | None,
+    listen: str | None,
     once: bool,
 ) -> None:
     """Follow live runs: DIR is a run, or a directory of runs at any depth. Ends with Ctrl-C or SIGTERM.
@@ -77,6 +79,7 @@ def command(
     """
     from stepwatch.cli.render import console
     from stepwatch.rules.sidecar.changes import Changes
+    from stepwatch.rules.sidecar.metrics import Metrics
     from stepwatch.rules.sidecar.places import default_state_dir
     from stepwatch.rules.sidecar.policy import PolicyFile
     from stepwatch.rules.sidecar.sidecar import Sidecar
@@ -95,6 +98,7 @@ def command(
         _explain(out, directories, file, always)
         return
     sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
+    metrics = Metrics(listen, sidecar, courier) if listen else None
     found, version = False, 0
     courier.start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's Ctrl-C
@@ -109,6 +113,10 @@ def command(
                     sidecar.renew()
                 for event in sidecar.look():
                     found |= _tell(out, event)
+                    if metrics:
+                        metrics.see(event)
+                if metrics:
+                    metrics.looked(time.monotonic() - began)
                 if once and sidecar.all_ended():
                     break
                 changes.wait(busy=time.monotonic() - began)
@@ -117,6 +125,8 @@ def command(
     finally:
         sidecar.close()
         courier.close()
+        if metrics:
+            metrics.close()
     raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
 
 

@@ -89,6 +89,11 @@ class WatchedRun:
         self._live_asked = 0.0
 
     @property
+    def steps(self) -> int:
+        """How many steps were judged; 0 once the run is over."""
+        return self._analysis.steps if self._analysis is not None else 0
+
+    @property
     def acting(self) -> bool:
         """Whether it is this sidecar that acts on the run, as far as is known."""
         return self._acting is not False

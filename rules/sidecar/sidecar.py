@@ -79,6 +79,20 @@ class Sidecar:
         """Whether there is a run, and none is live."""
         return bool(self._runs) and all(run.ended for run in self._runs.values())
 
+    def count(self, *, ended: bool) -> int:
+        """How many runs there are that have, or have not, ended."""
+        return sum(run.ended is ended for run in list(self._runs.values()))
+
+    @property
+    def unreadable(self) -> int:
+        """How many runs cannot be read now."""
+        return len(self._troubles)
+
+    @property
+    def steps(self) -> int:
+        """How many steps of live runs were judged."""
+        return sum(run.steps for run in list(self._runs.values()))
+
     def close(self) -> None:
         """Finish the actions under way, and let another sidecar act."""
         for run in self._runs.values():
