@@ -12,7 +12,7 @@ from stepwatch.rules.actions import Action, Dispatcher, ForRules, LogAction, Sto
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
-from stepwatch.rules.profiler.base import Sample
+from stepwatch.rules.profiler.base import Layouts
 from stepwatch.rules.step import StepBuilder
 
 
@@ -49,6 +49,7 @@ class Judge:
             self._actions.append(ForRules(StopAction(stop), [spec.name for spec in specs if spec.stops]))
         self._turn = threading.Lock()
         self._node = socket.gethostname()
+        self._layouts = Layouts()
         self._run_dir = run_dir
         self._rank = rank
         self._tensors: dict[str, TensorInfo] = {}
@@ -72,7 +73,7 @@ class Judge:
     def sample(self, rows: Sequence[tuple[int, str, str, float]]) -> None:
         """Look at samples of this node, all of one time; called by the sampler's thread."""
         if rows and self._engine.profiles:
-            sample = Sample(self._node, rows[0][0], {(device, metric): value for _, device, metric, value in rows})
+            sample = self._layouts.sample(self._node, rows[0][0], (row[1:] for row in rows))
             with self._turn:
                 findings = self._engine.watch(sample)
             self._act(findings)

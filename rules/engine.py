@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
@@ -53,7 +54,7 @@ class Engine:
         found: list[Finding] = []
         for evaluation in (*self._of_rank(step.rank), *self._between):
             if not evaluation.error and evaluation.spec.judges(step.step):
-                found += self._ask(evaluation, lambda rule: rule.observe(step))
+                found += self._ask(evaluation, partial(evaluation.rule.observe, step))
         return found
 
     def waited(self, rank: int, now_ns: int) -> list[Finding]:
@@ -61,16 +62,21 @@ class Engine:
         found: list[Finding] = []
         for evaluation in self._of_rank(rank):
             if not evaluation.error:
-                found += self._ask(evaluation, lambda rule: rule.waited(now_ns))
+                found += self._ask(evaluation, partial(evaluation.rule.waited, now_ns))
         return found
 
     def watch(self, event: Step | Sample) -> list[Finding]:
         """Show a step of any rank, or a sample, to every rule about the run; they come in the order of time."""
         found: list[Finding] = []
         for evaluation in self._whole:
-            shown = isinstance(event, Sample) or evaluation.spec.judges(event.step)
-            if not evaluation.error and shown:
-                found += self._ask(evaluation, lambda rule: _watch(rule, event))
+            rule = evaluation.rule
+            if evaluation.error or not isinstance(rule, ProfilerRule):
+                continue
+            if isinstance(event, Sample):
+                if rule.takes(event):
+                    found += self._ask(evaluation, partial(rule.sample, event))
+            elif evaluation.spec.judges(event.step):
+                found += self._ask(evaluation, partial(rule.observe, event))
         return found
 
     def conclude(self, rank: int) -> list[Finding]:
@@ -118,24 +124,18 @@ class Engine:
         found: list[Finding] = []
         for evaluation in evaluations:
             if not evaluation.error:
-                found += self._ask(evaluation, lambda rule: rule.conclude())
+                found += self._ask(evaluation, evaluation.rule.conclude)
         return found
 
-    def _ask(self, evaluation: _Evaluation, question: Callable[[Rule], Iterable[Finding] | None]) -> list[Finding]:
+    def _ask(self, evaluation: _Evaluation, question: Callable[[], Iterable[Finding] | None]) -> list[Finding]:
         try:
-            found = [replace(finding, docs=evaluation.spec.docs) for finding in question(evaluation.rule) or ()]
+            found = [replace(finding, docs=evaluation.spec.docs) for finding in question() or ()]
         except Exception as error:
             evaluation.error = f"{type(error).__name__}: {error}"
             log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
             return []
         evaluation.findings += found
         return found
-
-
-def _watch(rule: Rule, event: Step | Sample) -> Iterable[Finding]:
-    if isinstance(event, Sample):
-        return rule.sample(event) if isinstance(rule, ProfilerRule) else ()
-    return rule.observe(event)
 
 
 def _verdict(name: str, evaluations: list[_Evaluation], live: bool) -> RuleResult:

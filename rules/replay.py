@@ -13,7 +13,7 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
-from stepwatch.rules.profiler.base import Sample
+from stepwatch.rules.profiler.base import tick
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
 from stepwatch.rules.rows import MODES, Commit, Key, StepRows, commits_of, derived_of, scalars_of, stats_of, values_of
 from stepwatch.rules.step import Step, StepBuilder
@@ -171,7 +171,7 @@ class LiveAnalysis:
             now = time.time_ns() - LATENESS_NS
             found += self._watch(now)
             if live:
-                found += self._engine.watch(Sample("", now, {}))
+                found += self._engine.watch(tick(now))
         return found
 
     def conclude(self) -> list[Finding]:

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
+
+
+class Layout:
+    """Which readings a sample has, interned: most samples of a run have one of a few layouts.
+
+    Attributes:
+        metrics: the metrics that are there.
+    """
+
+    __slots__ = ("_by_metric", "_places", "metrics")
+
+    def __init__(self, keys: Sequence[tuple[str, str]]) -> None:
+        self._places = {key: place for place, key in enumerate(keys)}
+        by_metric: dict[str, list[tuple[str, int]]] = {}
+        for (device, metric), place in self._places.items():
+            by_metric.setdefault(metric, []).append((device, place))
+        self._by_metric = by_metric
+        self.metrics = frozenset(by_metric)
+
+    def place(self, device: str, metric: str) -> int | None:
+        """Where the reading stands among the values; None where it is not there."""
+        return self._places.get((device, metric))
+
+    def devices(self, metric: str) -> Sequence[tuple[str, int]]:
+        """(device, place) of every device that has this metric."""
+        return self._by_metric.get(metric, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +43,58 @@ class Sample:
     """What was read of one node at one time.
 
     Attributes:
-        node: name of the node; "" for a tick of the clock beside a live run, which has no values.
+        node: name of the node; "" for a tick of the clock beside a live run, which has no readings.
         time_ns: nanoseconds since the epoch.
-        values: by (device, metric); of what is read seldom only at the samples at which it was.
+        layout: which readings there are; what is read seldom only at the samples at which it was.
+        numbers: their values.
     """
 
     node: str
     time_ns: int
-    values: Mapping[tuple[str, str], float]
+    layout: Layout
+    numbers: Sequence[float]
 
     @property
     def seconds(self) -> float:
         """Time in seconds."""
         return self.time_ns / 1e9
 
-    def of(self, metric: str) -> Iterator[tuple[str, float]]:
+    def get(self, device: str, metric: str) -> float | None:
+        """A reading, or None where it is not there."""
+        place = self.layout.place(device, metric)
+        return None if place is None else self.numbers[place]
+
+    def of(self, metric: str) -> list[tuple[str, float]]:
         """(device, value) of every device that has this metric."""
-        for (device, name), value in self.values.items():
-            if name == metric:
-                yield device, value
+        return [(device, self.numbers[place]) for device, place in self.layout.devices(metric)]
+
+
+class Layouts:
+    """Makes samples, interning their layouts."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[str, str], ...], Layout] = {}
+
+    def sample(self, node: str, time_ns: int, readings: Iterable[tuple[str, str, float]]) -> Sample:
+        """The sample of these (device, metric, value)."""
+        devices, metrics, numbers = zip(*readings, strict=True)
+        return Sample(node, time_ns, self.of(tuple(zip(devices, metrics, strict=True))), numbers)
+
+    def of(self, keys: tuple[tuple[str, str], ...]) -> Layout:
+        """The layout of these (device, metric)."""
+        layout = self._known.get(keys)
+        if layout is None:
+            layout = self._known[keys] = Layout(keys)
+        return layout
+
+
+def tick(time_ns: int) -> Sample:
+    """A tick of the clock: a sample without readings."""
+    return Sample("", time_ns, _NOTHING, ())
+
+
+_NOTHING = Layout(())
+_MOMENTS = 60
 
 
 def end_ns(step: Step) -> int:
@@ -49,12 +108,14 @@ class ProfilerRule(Rule):
     They come in the order of time. Findings tell the step at which a time was by the steps of the lowest rank.
 
     Attributes:
+        metrics: metrics of which one must be in a sample for it to be shown; None: all are, and ticks of the clock.
         steps: training steps seen.
         samples: samples seen.
         step: number of the latest training step of the lowest rank, 0 before the first.
     """
 
     severity = Severity.WARNING
+    metrics: ClassVar[frozenset[str] | None] = frozenset()
 
     def __init__(self) -> None:
         self.steps = 0
@@ -74,9 +135,13 @@ class ProfilerRule(Rule):
                 self._first_step = step.step if self._first_step is None else self._first_step
         return self.judge_step(step) or ()
 
+    def takes(self, sample: Sample) -> bool:
+        """Take note of a sample; whether it has something for this rule."""
+        self.samples += bool(sample.numbers)
+        return self.metrics is None or not self.metrics.isdisjoint(sample.layout.metrics)
+
     def sample(self, sample: Sample) -> Iterable[Finding]:
-        """Take note of a sample and judge it."""
-        self.samples += bool(sample.values)
+        """Judge a sample that it takes."""
         return self.judge_sample(sample) or ()
 
     def judge_step(self, step: Step) -> Iterable[Finding] | None:
@@ -134,6 +199,22 @@ class ProfilerRule(Rule):
             evidence=evidence or {},
             rank=(self._lowest or 0) if rank is None else rank,
         )
+
+
+class Thinned:
+    """Lets through so many moments of a window of time, at most."""
+
+    def __init__(self, seconds: float) -> None:
+        self._pause = seconds / _MOMENTS
+        self._next: dict[str, float] = {}
+
+    def due(self, sample: Sample) -> bool:
+        """Whether this sample of its node is one of them."""
+        now = sample.seconds
+        if now < self._next.get(sample.node, 0.0):
+            return False
+        self._next[sample.node] = now + self._pause
+        return True
 
 
 def positive(name: str, value: float) -> float:

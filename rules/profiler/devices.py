@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, end_ns, positive
+from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive
 from stepwatch.rules.profiler.memory import Window
 from stepwatch.rules.step import Step
 
@@ -33,6 +33,7 @@ class DeviceErrors(ProfilerRule):
     """A GPU reports errors: XID events, uncorrected ECC errors, memory rows that wait to be remapped."""
 
     severity = Severity.ERROR
+    metrics = frozenset({"xid", "ecc_uncorrected", "remapped_rows_pending"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,19 +85,25 @@ class _Held(ProfilerRule):
 
     metric: str
     limit: float
-    seconds: float
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
+        self.seconds = positive("seconds", seconds)
+        self._moments = Thinned(seconds)
         self._windows: dict[tuple[str, str], Window] = {}
         self._said: set[tuple[str, str]] = set()
         self._nearest = 0.0
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        if not self._moments.due(sample):
+            return
         for device, value in sample.of(self.metric):
             key = (sample.node, device)
-            mean = self._windows.setdefault(key, Window(self.seconds)).add(sample.seconds, value)
+            window = self._windows.get(key)
+            if window is None:
+                window = self._windows[key] = Window(self.seconds)
+            mean = window.add(sample.seconds, value)
             if mean is None:
                 continue
             self._nearest = max(self._nearest, mean / self.limit)
@@ -126,11 +133,11 @@ class GpuOverheating(_Held):
     """
 
     metric = "throttled_thermal"
+    metrics = frozenset({metric})
 
     def __init__(self, *, share: float = 0.2, seconds: float = 60.0) -> None:
-        super().__init__()
+        super().__init__(seconds)
         self.limit = self.share = positive("share", share)
-        self.seconds = positive("seconds", seconds)
 
     def tell(self, device: str, mean: float) -> Finding:
         """See the base class."""
@@ -152,16 +159,16 @@ class ContainerThrottled(_Held):
     """
 
     metric = "throttled_percent"
+    metrics = frozenset({metric})
 
     def __init__(self, *, percent: float = 25.0, seconds: float = 60.0) -> None:
-        super().__init__()
+        super().__init__(seconds)
         self.limit = self.percent = positive("percent", percent)
-        self.seconds = positive("seconds", seconds)
         self._cores: float | None = None
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        self._cores = sample.values.get(("cgroup", "cpu_limit_cores"), self._cores)
+        self._cores = sample.get("cgroup", "cpu_limit_cores") or self._cores
         yield from super().judge_sample(sample)
 
     def tell(self, device: str, mean: float) -> Finding:
@@ -188,11 +195,14 @@ class GpuStarved(ProfilerRule):
         steps: training steps that must have ended meanwhile.
     """
 
+    metrics = frozenset({"utilization_percent"})
+
     def __init__(self, *, percent: float = 30.0, seconds: float = 120.0, steps: int = 10) -> None:
         super().__init__()
         self.percent = positive("percent", percent)
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
+        self._moments = Thinned(seconds)
         self._windows: dict[str, Window] = {}
         self._memory: dict[str, float] = {}
         self._steps: deque[tuple[float, Step]] = deque()
@@ -208,10 +218,15 @@ class GpuStarved(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        if not self._moments.due(sample):
+            return
         self._memory.update(sample.of("memory_used_bytes"))
         starving = {}
         for uuid, value in sample.of("utilization_percent"):
-            mean = self._windows.setdefault(uuid, Window(self.seconds)).add(sample.seconds, value)
+            window = self._windows.get(uuid)
+            if window is None:
+                window = self._windows[uuid] = Window(self.seconds)
+            mean = window.add(sample.seconds, value)
             if mean is not None and mean < self.percent and self._memory.get(uuid, 0.0) > _USED_BYTES:
                 starving[uuid] = mean
         if self._said or not starving:

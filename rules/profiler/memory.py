@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, positive, spell_bytes, spell_seconds
+from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, positive, spell_bytes, spell_seconds
 from stepwatch.rules.profiler.trend import Trend
 
 _MIB = float(1 << 20)
@@ -33,7 +33,9 @@ class _RunsFull(ProfilerRule):
     def look(self, sample: Sample, device: str, used: float, room: float | None) -> Iterator[Finding]:
         """Take a value of ``used`` and, where it is known, of the room that is left."""
         key = (sample.node, device)
-        trend = self._trends.setdefault(key, Trend(self.seconds))
+        trend = self._trends.get(key)
+        if trend is None:
+            trend = self._trends[key] = Trend(self.seconds)
         growth = trend.add(sample.seconds, used)
         if growth is None or room is None or growth.total < self.growth_mib * _MIB or key in self._said:
             return
@@ -84,26 +86,32 @@ class MemoryLeak(_RunsFull):
         growth_mib: growth in MiB over the later half of what was seen that counts at all.
     """
 
+    metrics = frozenset({"memory_rss_bytes", "memory_used_bytes", "memory_total_bytes", "memory_limit_bytes"})
+
     def __init__(self, *, seconds: float = 300.0, horizon: float = 20.0, growth_mib: float = 256.0) -> None:
         super().__init__(seconds=seconds, horizon=horizon, growth_mib=growth_mib)
+        self._moments = Thinned(seconds)
         self._limits: dict[tuple[str, str], float] = {}
         self._room: dict[tuple[str, str], float] = {}
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        values, node = sample.values, sample.node
+        node = sample.node
         for device, total in sample.of("memory_total_bytes"):
             self._limits[node, device] = total
-        if ("cgroup", "memory_limit_bytes") in values:
-            self._limits[node, "cgroup"] = values["cgroup", "memory_limit_bytes"]
+        limit = sample.get("cgroup", "memory_limit_bytes")
+        if limit is not None:
+            self._limits[node, "cgroup"] = limit
+        if not self._moments.due(sample):
+            return
         for device, used in sample.of("memory_used_bytes"):
-            limit = self._limits.get((node, device))
-            room = None if limit is None else limit - used
+            total_of = self._limits.get((node, device))
+            room = None if total_of is None else total_of - used
             if device not in ("node", "cgroup"):
                 yield from self.look(sample, device, used, room)
             elif room is not None:
                 self._room[node, device] = room
-        resident = values.get(("job", "memory_rss_bytes"))
+        resident = sample.get("job", "memory_rss_bytes")
         if resident is not None:
             rooms = [self._room[node, device] for device in ("node", "cgroup") if (node, device) in self._room]
             yield from self.look(sample, "job", resident, min(rooms, default=None))
@@ -138,6 +146,8 @@ class DiskFilling(_RunsFull):
         growth_mib: growth in MiB over the later half of what was seen that counts at all.
         rest_mib: so much free space or less is a finding at once.
     """
+
+    metrics = frozenset({"free_bytes"})
 
     def __init__(
         self,
@@ -191,6 +201,8 @@ class MemoryPressure(ProfilerRule):
         seconds: how long it must last.
     """
 
+    metrics = frozenset({"pressure_memory_full_percent", "swap_in_bytes_per_s", "oom_kills"})
+
     def __init__(self, *, percent: float = 10.0, swap_mib: float = 10.0, seconds: float = 30.0) -> None:
         super().__init__()
         self.percent = positive("percent", percent)
@@ -203,8 +215,7 @@ class MemoryPressure(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        values = sample.values
-        kills = values.get(("cgroup", "oom_kills"))
+        kills = sample.get("cgroup", "oom_kills")
         if kills is not None and kills > self._kills.setdefault(sample.node, kills):
             count = kills - self._kills[sample.node]
             self._kills[sample.node] = kills
@@ -216,15 +227,18 @@ class MemoryPressure(ProfilerRule):
                 suggestion="raise the container's memory limit, or use less: fewer data loader workers, less prefetch",
                 severity=Severity.ERROR,
             )
-        stalled = values.get(("node", "pressure_memory_full_percent"))
-        swapped = [values.get(("node", f"swap_{way}_bytes_per_s")) for way in ("in", "out")]
+        stalled = sample.get("node", "pressure_memory_full_percent")
+        swapped = [sample.get("node", f"swap_{way}_bytes_per_s") for way in ("in", "out")]
         for what, value, limit in (
             ("stalled", stalled, self.percent),
             ("swapped", sum(filter(None, swapped)) / _MIB if None not in swapped else None, self.swap_mib),
         ):
             if value is None:
                 continue
-            mean = self._windows.setdefault((sample.node, what), Window(self.seconds)).add(sample.seconds, value)
+            window = self._windows.get((sample.node, what))
+            if window is None:
+                window = self._windows[sample.node, what] = Window(self.seconds)
+            mean = window.add(sample.seconds, value)
             if mean is None:
                 continue
             self._nearest = max(self._nearest, mean / limit)

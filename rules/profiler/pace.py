@@ -27,6 +27,7 @@ class Hang(ProfilerRule):
     """
 
     severity = Severity.ERROR
+    metrics = None
 
     def __init__(self, *, seconds: float = 900.0, factor: float = 5.0) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from stepwatch.probe.store.follower import NodeCursor, TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import TIMING_COLUMNS
-from stepwatch.rules.profiler.base import Sample, end_ns
+from stepwatch.rules.profiler.base import Layout, Layouts, Sample, end_ns
 from stepwatch.rules.step import Step
 
 Event = Step | Sample
@@ -35,6 +35,7 @@ class ProfileStream:
         self._trace = trace
         self._steps: dict[int, TableCursor] = {}
         self._nodes: dict[str, NodeCursor] = {}
+        self._layouts = Layouts()
         self._held: list[Event] = []
 
     def poll(self, until_ns: int | None) -> Iterator[Event]:
@@ -45,7 +46,7 @@ class ProfileStream:
         for node in self._trace.nodes:
             self._nodes.setdefault(node, NodeCursor(self._trace, node))
         fresh: list[Iterator[Event]] = [_steps(rank, cursor) for rank, cursor in self._steps.items()]
-        fresh += [_samples(node, cursor) for node, cursor in self._nodes.items()]
+        fresh += [_samples(node, cursor, self._layouts) for node, cursor in self._nodes.items()]
         held, self._held = self._held, []
         for event in heapq.merge(held, *fresh, key=when):
             if until_ns is not None and when(event) >= until_ns:
@@ -66,28 +67,32 @@ def _steps(rank: int, cursor: TableCursor) -> Iterator[Event]:
             yield Step(rank, row["step"], row["mode"], row["mode_step"], row["time_ns"], timing=timing)
 
 
-def _samples(node: str, cursor: NodeCursor) -> Iterator[Event]:
-    """Samples of a node; the last one of what has been read so far may go on in rows still to come."""
+def _samples(node: str, cursor: NodeCursor, layouts: Layouts) -> Iterator[Event]:
+    """Samples of a node; the last one of a piece may go on in the next."""
     rest: pa.Table | None = None
     for rows in cursor.read():
         joined = (rows if rest is None else pa.concat_tables([rest, rows])).combine_chunks()
         times = joined["time_ns"].to_numpy()
         bounds = [0, *(np.flatnonzero(np.diff(times)) + 1).tolist()]
-        yield from _grouped(node, joined.slice(0, bounds[-1]), bounds)
+        yield from _grouped(node, joined.slice(0, bounds[-1]), bounds, layouts)
         rest = joined.slice(bounds[-1])
     if rest is not None:
-        yield from _grouped(node, rest, [0, rest.num_rows])
+        yield from _grouped(node, rest, [0, rest.num_rows], layouts)
 
 
-def _grouped(node: str, rows: pa.Table, bounds: list[int]) -> Iterator[Sample]:
+def _grouped(node: str, rows: pa.Table, bounds: list[int], layouts: Layouts) -> Iterator[Sample]:
     if not rows.num_rows:
         return
     times = rows["time_ns"].to_numpy()
     devices, metrics = (pc.dictionary_encode(rows[name]).combine_chunks() for name in ("device", "metric"))
     width = len(metrics.dictionary)
     names = [(device, metric) for device in devices.dictionary.to_pylist() for metric in metrics.dictionary.to_pylist()]
-    codes = (devices.indices.to_numpy().astype(np.int64) * width + metrics.indices.to_numpy()).tolist()
+    codes = devices.indices.to_numpy().astype(np.int64) * width + metrics.indices.to_numpy()
     values = rows["value"].to_pylist()
+    known: dict[bytes, Layout] = {}
     for start, end in pairwise(bounds):
-        keys = map(names.__getitem__, codes[start:end])
-        yield Sample(node, int(times[start]), dict(zip(keys, values[start:end], strict=True)))
+        pattern = codes[start:end].tobytes()
+        layout = known.get(pattern)
+        if layout is None:
+            layout = known[pattern] = layouts.of(tuple(names[code] for code in codes[start:end]))
+        yield Sample(node, int(times[start]), layout, values[start:end])

@@ -27,6 +27,8 @@ class ScannedRule(ProfilerRule):
         triggered: how often an evaluation met it.
     """
 
+    metrics = None
+
     def __init__(self, scan_interval_us: int) -> None:
         super().__init__()
         if scan_interval_us <= 0:

@@ -189,7 +189,7 @@ class Dataloader(ScannedRule):
 
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""
-        cores = sum(device.startswith("core:") for device, metric in sample.values if metric == "cpu_percent")
+        cores = sum(device.startswith("core:") for device, _ in sample.of("cpu_percent"))
         if cores:
             self._cores[sample.node] = cores
 

@@ -84,7 +84,7 @@ class BatchSize(ScannedRule):
 
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""
-        cpu = sample.values.get(("node", "cpu_percent"))
+        cpu = sample.get("node", "cpu_percent")
         if cpu is not None:
             self.datapoints += 1
             self._cpu[sample.node].append(cpu)
@@ -154,7 +154,7 @@ class _Bottleneck(ScannedRule):
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""
         use = [value for _, value in sample.of("utilization_percent")]
-        value = sample.values.get(("node", self.metric))
+        value = sample.get("node", self.metric)
         if value is None:
             return
         self.datapoints += 1
@@ -486,18 +486,18 @@ class OverallSystemUsage(ScannedRule):
 
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""
-        if not sample.values:
+        if not sample.numbers:
             return
         self.datapoints += 1
-        values, node = sample.values, sample.node
+        node = sample.node
         for name, metric in (("CPU", "cpu_percent"), ("CPU memory", "memory_percent"), ("I/O", "iowait_percent")):
-            if ("node", metric) in values:
-                self._values[node, name].append(values["node", metric])
-        network = [
-            values[key] for way in ("receive", "send") if (key := ("node", f"network_{way}_bytes_per_s")) in values
-        ]
-        if network:
-            self._values[node, "Network"].append(sum(network))
+            value = sample.get("node", metric)
+            if value is not None:
+                self._values[node, name].append(value)
+        network = [sample.get("node", f"network_{way}_bytes_per_s") for way in ("receive", "send")]
+        traffic = [value for value in network if value is not None]
+        if traffic:
+            self._values[node, "Network"].append(sum(traffic))
         for name, each in (("GPU", self._gpus.utilisation), ("GPU memory", self._gpus.memory)):
             used = [value for _, value in each(sample)]
             if used:

@@ -103,7 +103,7 @@ def test_the_hook_finds_in_the_process_what_is_found_afterwards(tmp_path: Path) 
 
 
 def test_steps_that_grow_longer_are_found_with_their_phase(tmp_path: Path) -> None:
-    train(tmp_path / "run", steps=80, work=0.002, growth=0.0005)
+    train(tmp_path / "run", steps=111, work=0.002, growth=0.0006)
     finding = by_rule(judge(tmp_path / "run"))["StepTimeDrift"]
     # The job sleeps between backward() and the optimizer's step.
     assert finding.evidence["phase"] == "other"
