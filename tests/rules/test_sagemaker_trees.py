@@ -35,6 +35,7 @@ def boost(
         "eval_metric": ["auc", "logloss"],
         **parameters,
     }
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     train, validation = train or table(), table(seed=1)
     return xgboost.train(
         parameters,
@@ -126,7 +127,7 @@ def test_a_rule_stops_the_training(tmp_path: Path) -> None:
 
 
 def test_linear_boosters_estimators_and_continued_training(tmp_path: Path) -> None:
-    boost(tmp_path / "linear", booster="gblinear", max_depth=0)
+    boost(tmp_path / "linear", booster="gblinear", max_depth=None)
     assert judge(tmp_path / "linear", "TreeDepth").status is Status.STOPPED
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 4)), rng.integers(0, 3, 200)
