@@ -1,7 +1,7 @@
 """How long smdebug and Stepwatch take for the same: recording a job, reading all of it, evaluating a rule.
 
 A job of 1,000 steps with 53 tensors (13 layers, their weights, biases and gradients, and the loss), all saved whole at
-every step. Each measurement is a fresh process with the libraries imported before the clocks start; of a few the median.
+every step. Each measurement is a fresh process with the libraries imported before the clocks start; medians of a few.
 Processor time beside wall time, since a machine that others use stretches the latter; smdebug also sleeps, when it
 opens a directory and at its end.
 

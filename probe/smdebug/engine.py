@@ -24,9 +24,8 @@ from stepwatch.probe.smdebug.collection import SCALAR_COLLECTIONS, CollectionMan
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
 from stepwatch.probe.smdebug.errors import InvalidCollectionConfiguration
 from stepwatch.probe.statistics import measure
-from stepwatch.probe.store.layout import write_json
-from stepwatch.probe.store.rankfile import read_json
-from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY
+from stepwatch.probe.store.smdebug.importing import write_origin
 from stepwatch.probe.tensors import TensorRecorder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -211,13 +210,8 @@ class Engine(hook.Hook):
         self._note_collections()
 
     def _note_collections(self) -> None:
-        """Queries of the run answer as smdebug would by what stands here in run.json."""
-        if self.rank:
-            return
-        path = self.out_dir / "run.json"
-        content = read_json(path)
-        content["config"][SMDEBUG_CONFIG] = {"workers": None, "collections": self._manager.to_json_dict()}
-        write_json(path, content)
+        if self.rank == 0:
+            write_origin(self.out_dir, {"workers": None, "collections": self._manager.to_json_dict()})
 
 
 class _Recorder(TensorRecorder):

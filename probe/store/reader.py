@@ -87,22 +87,27 @@ class Trace:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir)
+        self._grow: Callable[[Path], None] = remote.refresh
         if not (self.path / "run.json").exists() and is_smdebug_directory(self.path):
-            from stepwatch.probe.store.smdebug.converted import converted
+            from stepwatch.probe.store.smdebug import converted
 
-            self.path = converted(self.path.resolve())
+            self.path = converted.converted(self.path.resolve())
+            self._grow = converted.refresh
         self.info = _read_info(self.path)
         self.warnings: list[str] = []
         self._refreshed = time.monotonic()
 
     def refresh(self) -> None:
-        """Bring a copy of a run in an object store up to date, every other second; nothing where it is the run itself.
+        """Bring a copy of a run up to date, every other second; nothing where it is the run itself.
+
+        Copied are runs in object stores, and directories that smdebug is writing.
 
         Raises:
             OSError: the store cannot be reached.
+            TraceError: what smdebug wrote cannot be read.
         """
         if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
-            remote.refresh(self.path)
+            self._grow(self.path)
             self._refreshed = time.monotonic()
 
     # -- about the run --------------------------------------------------------------------------------

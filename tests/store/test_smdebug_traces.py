@@ -132,6 +132,25 @@ def test_a_growing_directory_is_followed(exported: Path) -> None:
     assert trial.loaded_all_steps
 
 
+def test_commands_follow_a_growing_directory(exported: Path) -> None:
+    """A whole command, from before the last step to after the end of the job."""
+    (exported / "training_job_end.ts").unlink()
+    late = exported / "index" / "000000000" / "000000000005_worker_0.json"
+    content = late.read_bytes()
+    late.unlink()
+    now = cli("analyze", "--json", exported)
+    assert now.returncode == 0 and json.loads(now.stdout)["live"]
+    command = [sys.executable, "-m", "stepwatch.cli", "analyze", "--follow", "--json", str(exported)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        with pytest.raises(subprocess.TimeoutExpired):
+            following.wait(2)
+        late.write_bytes(content)
+        (exported / "training_job_end.ts").touch()
+        output, error = following.communicate(timeout=60)
+    assert following.returncode == 0, error
+    assert not json.loads(output)["live"]
+
+
 def test_a_step_waits_for_all_workers(exported: Path) -> None:
     (exported / "training_job_end.ts").unlink()
     collections = exported / "collections" / "000000000" / "worker_0_collections.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ END_FILE = "training_job_end.ts"
 COLLECTIONS_FOLDER = Path("collections", "000000000")
 
 _MAX_INDEX_BYTES = 256 << 20
+_SILENT_SECONDS = 60.0
 _KEPT_FILE_BYTES = 4 << 20
 _KEPT_BYTES = 64 << 20
 _INDEX_NAME = re.compile(r"^(\d{1,18})_(.+)\.json$")
@@ -76,6 +78,15 @@ class SMDebugDirectory:
     def ended(self) -> bool:
         """Whether the job said that it is over."""
         return (self.path / END_FILE).exists()
+
+    def live(self) -> bool:
+        """Whether more may come: the job has not said that it is over, and saved a step within the last minute.
+
+        On SageMaker it never says so.
+        """
+        folders = [self.path / "index" / name for name in _names(self.path / "index")]
+        newest = max((folder.stat().st_mtime for folder in folders), default=time.time())
+        return not self.ended and time.time() - newest < _SILENT_SECONDS
 
     # -- steps ----------------------------------------------------------------------------------------
 

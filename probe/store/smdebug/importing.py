@@ -24,55 +24,102 @@ _SCALAR_COLLECTIONS = {"losses", "metrics", "sm_metrics"}
 
 
 def import_smdebug(source: Path, destination: Path) -> None:
-    """Write what is in a directory of smdebug as a run.
+    """Write what is in a directory of smdebug by now as a run that is over; see :class:`Importer`.
+
+    Raises:
+        TraceError: the source is damaged, no such directory, or without any step; or the destination holds something.
+    """
+    importer = Importer(source, destination)
+    importer.poll()
+    importer.finish()
+
+
+class Importer:
+    """Writes what comes into a directory of smdebug as a run.
 
     Whole tensors are kept whole, with statistics beside them; saved reductions and shapes become derived
     quantities; losses, metrics and logged numbers become scalars as well.
 
     Args:
-        source: a directory that smdebug wrote; what is there by now is taken.
+        source: a directory that smdebug wrote, or is writing.
         destination: directory of the run; made, or empty.
 
     Raises:
-        TraceError: the source is damaged or no such directory, or the destination holds something.
+        TraceError: the source is no such directory, or the destination holds something.
     """
-    directory = SMDebugDirectory(source)
-    steps = directory.poll()
-    if not steps:
-        raise TraceError(f"{source}: smdebug has saved no step there")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise TraceError(f"{destination}: holds something already; expected a new directory")
-    workers = sorted({step.worker for step in steps})
-    collections = directory.collections()
-    config = {SMDEBUG_CONFIG: {"workers": workers, "collections": directory.collections_json()}}
-    for rank, worker in enumerate(workers):
-        own = [step for step in steps if step.worker == worker]
+
+    def __init__(self, source: Path, destination: Path) -> None:
+        self.directory = SMDebugDirectory(source)
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise TraceError(f"{destination}: holds something already; expected a new directory")
+        self._destination = destination
+        self._writers: dict[str, tuple[TraceWriter, _Describer]] = {}
+        self._last: dict[str, IndexedStep] = {}
+        self._origin: dict[str, Any] = {}
+
+    def poll(self) -> None:
+        """Write what is new.
+
+        Raises:
+            TraceError: it is damaged, or there is still nothing.
+        """
+        steps = self.directory.poll()
+        if not steps and not self._last:
+            raise TraceError(f"{self.directory.path}: smdebug has saved no step there")
+        self._origin["collections"] = self.directory.collections_json()
+        try:
+            for worker in sorted({step.worker for step in steps}):
+                own = [step for step in steps if step.worker == worker]
+                self._last[worker] = own[-1]
+                writer, describe = self._writers.get(worker) or self._new_writer(worker, own[0])
+                describe.collections = self.directory.collections()
+                _write(writer, self.directory, own, describe)
+        except BaseException:
+            for writer, _ in self._writers.values():
+                writer.close("exception", "the import failed")
+            raise
+        write_origin(self._destination, {**self._origin, "workers": list(self._writers)})
+
+    def finish(self) -> None:
+        """No more will come: the run is over, and was when the last step was saved."""
+        for rank, (worker, (writer, _)) in enumerate(self._writers.items()):
+            if rank == 0 and not self.directory.ended:
+                writer.note("smdebug had not marked the end of the job when it was read")
+            writer.close("finished", last_step=self._last[worker].step)
+            path = end_file(self._destination, rank)
+            write_json(path, {**read_json(path), "time_ns": _wall_time_ns(self.directory, self._last[worker])})
+
+    def _new_writer(self, worker: str, first: IndexedStep) -> tuple[TraceWriter, _Describer]:
         info: dict[str, Any] = {
-            "job_name": source.resolve().name,
+            "job_name": self.directory.path.resolve().name,
             "host": "unknown",
             "command": [],
-            "world_size": len(workers),
-            "config": config,
-            "start_ns": _wall_time_ns(directory, own[0]),
+            "world_size": self.directory.workers() or 1,
+            "start_ns": _wall_time_ns(self.directory, first),
         }
-        writer = TraceWriter(destination, rank=rank, run_info=info, queue_bytes=1 << 50, flush_bytes=1 << 50)
-        try:
-            writer.set_start_step(0)
-            if rank == 0 and not directory.ended:
-                writer.note("smdebug had not marked the end of the job when it was read")
-            _write(writer, directory, own, collections)
-        except BaseException:
-            writer.close("exception", "the import failed")
-            raise
-        writer.close("finished", last_step=own[-1].step)
-        _set_end_time(destination, rank, _wall_time_ns(directory, own[-1]))
+        rank = len(self._writers)
+        writer = TraceWriter(self._destination, rank=rank, run_info=info, queue_bytes=1 << 50, flush_bytes=1 << 50)
+        writer.set_start_step(0)
+        self._writers[worker] = writer, _Describer(writer.describe)
+        return self._writers[worker]
 
 
-def _write(
-    writer: TraceWriter, directory: SMDebugDirectory, steps: list[IndexedStep], collections: Mapping[str, Collection]
-) -> None:
+def write_origin(run: Path, origin: dict[str, Any]) -> None:
+    """Say in run.json that a run is of smdebug: queries of it answer as smdebug would.
+
+    Args:
+        run: directory of the run.
+        origin: ``workers``, their names by rank or None, and ``collections``, as smdebug describes them in JSON.
+    """
+    path = run / "run.json"
+    content = read_json(path)
+    if content["config"].get(SMDEBUG_CONFIG) != origin:
+        content["config"][SMDEBUG_CONFIG] = origin
+        write_json(path, content)
+
+
+def _write(writer: TraceWriter, directory: SMDebugDirectory, steps: list[IndexedStep], describe: _Describer) -> None:
     interned: dict[tuple[str, ...], tuple[str, ...]] = {}
-    describe = _Describer(writer.describe, collections)
     for chunk in _chunks(directory, steps, writer.note):
         measured = _measure([values for _, _, values, _ in chunk])
         for index, (step, time_ns, values, reductions) in enumerate(chunk):
@@ -161,18 +208,12 @@ def _wall_time_ns(directory: SMDebugDirectory, step: IndexedStep) -> int:
     return 0
 
 
-def _set_end_time(run: Path, rank: int, time_ns: int) -> None:
-    """The job ended when it saved its last step, not when it was imported."""
-    path = end_file(run, rank)
-    write_json(path, {**read_json(path), "time_ns": time_ns})
-
-
 class _Describer:
     """Tells the writer of each tensor once: its collections, shape, type and place in the order of recording."""
 
-    def __init__(self, describe: Callable[[TensorInfo], None], collections: Mapping[str, Collection]) -> None:
+    def __init__(self, describe: Callable[[TensorInfo], None]) -> None:
+        self.collections: Mapping[str, Collection] = {}
         self._describe = describe
-        self._collections = collections
         self._known: dict[str, TensorInfo] = {}
 
     def see(
@@ -182,7 +223,7 @@ class _Describer:
         for name in step.names():
             if name in self._known:
                 continue
-            members = {each.name for each in self._collections.values() if each.matches(name)}
+            members = {each.name for each in self.collections.values() if each.matches(name)}
             value = values.get(name)
             parameter = self._known.get(name.removeprefix("gradient/"))
             info = TensorInfo(
