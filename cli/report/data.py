@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stepwatch.cli.report.downsample import bucket_max
+from stepwatch.cli.report.downsample import bucket_max, stretches
+from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.rules.finding import Finding
@@ -65,31 +68,38 @@ def heat_map(trace: Trace, rank: int, collection: str) -> HeatMap | None:
     members.sort(key=lambda t: t.order)
     if not members:
         return None
-    columns = ["step", "name", "numel", "n_nan", "n_inf", "l2"]
-    table = trace.table(
-        "stats", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"], names=[t.name for t in members]
-    )
-    rows = table.to_pandas()
-    if rows.empty:
+    # In pieces, and at once into the columns that are shown: a long run has more rows than fit into memory.
+    names = pa.array([t.name for t in members])
+    steps = np.zeros(0, np.int64)
+    for piece in _rows_of(trace, rank, names, []):
+        steps = np.union1d(steps, piece["step"].to_numpy())
+    if not len(steps):
         return None
-    steps = np.unique(rows["step"].to_numpy())
-    at_layer = {t.name: i for i, t in enumerate(members)}
-    layer = rows["name"].map(at_layer).to_numpy()
-    column = np.searchsorted(steps, rows["step"].to_numpy())
-    numel = np.maximum(rows["numel"].to_numpy(), 1)
-    with np.errstate(divide="ignore"):
-        rms = np.log10(rows["l2"].to_numpy() / np.sqrt(numel))
-    values = np.full((len(members), len(steps)), np.nan)
-    values[layer, column] = np.where(np.isfinite(rms), rms, -45.0)
-    bad = np.zeros_like(values)
-    bad[layer, column] = (rows["n_nan"] + rows["n_inf"]).to_numpy() > 0
-    values, first = bucket_max(values, MAX_COLUMNS)
-    bad, _ = bucket_max(bad, MAX_COLUMNS)
+    first = stretches(len(steps), MAX_COLUMNS)
+    values = np.full((len(members), len(first)), -np.inf)
+    bad = np.zeros(values.shape, dtype=bool)
+    for piece in _rows_of(trace, rank, names, ["numel", "n_nan", "n_inf", "l2"]):
+        layer = pc.index_in(piece["name"], names).to_numpy()
+        at = np.searchsorted(steps, piece["step"].to_numpy())
+        column = np.searchsorted(first, at, side="right") - 1
+        with np.errstate(divide="ignore"):
+            rms = np.log10(piece["l2"].to_numpy() / np.sqrt(np.maximum(piece["numel"].to_numpy(), 1)))
+        np.maximum.at(values, (layer, column), np.where(np.isfinite(rms), rms, -45.0))
+        broken = piece["n_nan"].to_numpy() + piece["n_inf"].to_numpy() > 0
+        bad[layer[broken], column[broken]] = True
+    values[np.isneginf(values)] = np.nan
     left = steps[first].astype(np.float64)
     widths = np.diff(left)
     last = float(max(np.median(widths), 1)) if len(widths) else 1.0
     right = np.append(left[1:], left[-1] + last)
-    return _group_layers(HeatMap([t.name for t in members], left, right, values, bad > 0))
+    return _group_layers(HeatMap([t.name for t in members], left, right, values, bad))
+
+
+def _rows_of(trace: Trace, rank: int, names: pa.Array, columns: list[str]) -> Iterator[pa.Table]:
+    """Rows of these tensors at training steps, in pieces."""
+    training = pa.array(["TRAIN", "GLOBAL"])
+    for piece in TableCursor(trace, "stats", rank, ["step", "mode", "name", *columns]).read():
+        yield piece.filter(pc.and_(pc.is_in(piece["mode"], training), pc.is_in(piece["name"], names)))
 
 
 def _is_layer(tensor: TensorInfo) -> bool:

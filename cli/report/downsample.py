@@ -31,6 +31,11 @@ def keep_extremes(values: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     return np.array(sorted(kept), dtype=np.intp)
 
 
+def stretches(columns: int, size: int) -> NDArray[np.intp]:
+    """Where each of at most ``size`` stretches of about equal length begins."""
+    return np.unique(np.linspace(0, columns, min(size, columns), endpoint=False).astype(np.intp))
+
+
 def bucket_max(matrix: NDArray[np.float64], size: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Largest value of each of at most ``size`` stretches of columns, and the first column of each.
 
@@ -41,7 +46,7 @@ def bucket_max(matrix: NDArray[np.float64], size: int) -> tuple[NDArray[np.float
         float64 [rows, stretches] and index [stretches].
     """
     columns = matrix.shape[1]
-    starts = np.unique(np.linspace(0, columns, min(size, columns), endpoint=False).astype(np.intp))
+    starts = stretches(columns, size)
     if len(starts) == columns:
         return matrix, starts
     filled = np.where(np.isnan(matrix), -np.inf, matrix)
