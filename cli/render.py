@@ -19,6 +19,7 @@ from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_
 
 if TYPE_CHECKING:
     from stepwatch.rules.replay import Analysis
+    from stepwatch.rules.whatif import Change
 
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _PIPE_WIDTH = 160
@@ -111,6 +112,21 @@ def finding_block(finding: Finding) -> RenderableType:
     if finding.docs:
         lines.append(Text(f"more: {finding.docs}", "dim"))
     return Group(lines[0], *(Padding(line, (0, 0, 0, 2)) for line in lines[1:]))
+
+
+def print_changes(out: Console, changed: Sequence[Change]) -> None:
+    """What other parameters changed: when each rule fires, and when it did before."""
+    for number, change in enumerate(changed):
+        if number == 0:
+            out.print("\nWhat --set changes", style="bold")
+        after, before = _fires(change.after), _fires(change.before)
+        same = "as before" if after == before else f"before: {before}"
+        out.print(f"{change.rule}: {after} ({same})", markup=False)
+
+
+def _fires(findings: Sequence[Finding]) -> str:
+    listed = [f"{finding.severity.value} at step {finding.last_step}" for finding in findings]
+    return ", ".join(listed) if listed else "nothing found"
 
 
 def story_block(story: Diagnosis) -> RenderableType:

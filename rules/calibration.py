@@ -294,6 +294,12 @@ def _entry(spec: RuleSpec) -> str | dict[str, Any]:
         entry["start_step"] = spec.start_step
     if spec.end_step is not None:
         entry["end_step"] = spec.end_step
+    if spec.severity is not None:
+        entry["severity"] = spec.severity.value
+    if spec.tensors:
+        entry["tensors"] = list(spec.tensors)
+    if spec.stop:
+        entry["stop"] = True
     return entry if len(entry) > 1 else rule
 
 

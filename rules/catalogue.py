@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stepwatch.rules.errors import RuleError
+from stepwatch.rules.finding import Severity
 from stepwatch.rules.installed import classes_of, installed, provided_under
-from stepwatch.rules.parameters import coerce
+from stepwatch.rules.parameters import coerce, common_parameter
 from stepwatch.rules.profiler import PROFILER
 from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.rule import Rule
@@ -42,8 +43,9 @@ RULE_DOCS = {
 
 RULE_FILES = (".json", ".yaml", ".yml", ".toml")
 
-STEP_RANGE = ("start_step", "end_step")
-"""Parameters of every rule: it is shown the global steps in [start_step, end_step)."""
+COMMON = ("start_step", "end_step", "severity", "tensors")
+"""Parameters of every rule: it is shown the global steps in [start_step, end_step), and of the tensors those in whose
+names one of some expressions is found; its findings have this severity."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class RuleSpec:
         parameters: keyword arguments of its constructor.
         label: name under which it is reported; that of the class where it is empty.
         start_step, end_step: the rule is shown the global steps in [start_step, end_step).
+        severity: severity of all its findings; the rule's own choice where it is None.
+        tensors: expressions that find the tensors that it is shown; all where there is none.
         stop: whether its configuration says that what it finds stops the job.
     """
 
@@ -72,6 +76,8 @@ class RuleSpec:
     label: str = ""
     start_step: int = 0
     end_step: int | None = None
+    severity: Severity | None = None
+    tensors: tuple[str, ...] = ()
     stop: bool = False
 
     @property
@@ -100,7 +106,7 @@ class RuleSpec:
         return step >= self.start_step and (self.end_step is None or step < self.end_step)
 
     def with_parameter(self, name: str, value: Any) -> RuleSpec:
-        """The same with a parameter set, one of the rule's own or of :data:`STEP_RANGE`; text is converted.
+        """The same with a parameter set, one of the rule's own or of :data:`COMMON`; text is converted.
 
         Raises:
             RuleError: there is no such parameter, or the text is not of its type.
@@ -109,13 +115,10 @@ class RuleSpec:
         if name in own:
             value = coerce(self.rule, name, value) if isinstance(value, str) else value
             return replace(self, parameters={**self.parameters, name: value})
-        if name not in STEP_RANGE:
-            raise RuleError(f"{self.name} has no parameter {name!r}; it has: {', '.join([*sorted(own), *STEP_RANGE])}")
-        try:
-            number = None if name == "end_step" and str(value).lower() == "none" else int(value)
-        except (TypeError, ValueError):
-            raise RuleError(f"{self.name}.{name} is {value!r}; expected a whole number") from None
-        return replace(self, start_step=number or 0) if name == "start_step" else replace(self, end_step=number)
+        if name not in COMMON:
+            raise RuleError(f"{self.name} has no parameter {name!r}; it has: {', '.join([*sorted(own), *COMMON])}")
+        common: dict[str, Any] = {name: common_parameter(f"{self.name}.{name}", name, value)}
+        return replace(self, **common)
 
     def build(self) -> Rule:
         """A fresh instance.

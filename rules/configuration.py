@@ -10,6 +10,8 @@ is a list ``rules`` of names and of tables::
         parameters: {threshold: 1e-6}
         start_step: 100
         end_step: 2000
+        severity: warning                    # of all that it finds
+        tensors: [decoder, lm_head]          # it is shown no others
         stop: true                           # what it finds stops the job, live
 
 JSON, YAML and TOML files may hold either.
@@ -26,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepwatch.rules.catalogue import RULE_FILES, RULE_SETS, RuleSpec, parameters_of, resolve
+from stepwatch.rules.catalogue import COMMON, RULE_FILES, RULE_SETS, RuleSpec, parameters_of, resolve
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.sagemaker_profiler.report import ProfilerReport, report_parameters
 
@@ -34,7 +36,7 @@ log = logging.getLogger("stepwatch")
 
 _LISTS = ("DebugRuleConfigurations", "DebugRulesConfigurations")  # the second as SageMaker's guide has it in places
 _PROFILER_LIST = "ProfilerRuleConfigurations"
-_OWN_KEYS = ("rule", "name", "parameters", "start_step", "end_step", "stop")
+_OWN_KEYS = ("rule", "name", "parameters", *COMMON, "stop")
 _SAGEMAKER_KEYS = (
     *("RuleConfigurationName", "RuleEvaluatorImage", "RuleParameters", "LocalPath", "S3OutputPath"),
     *("InstanceType", "VolumeSizeInGB"),
@@ -141,15 +143,15 @@ def _from_table(number: int, entry: Mapping[str, Any], folder: Path) -> RuleSpec
     if not isinstance(entry.get("rule"), str):
         raise RuleError(f"rule {number} has no 'rule'; expected its name")
     spec = _single(entry["rule"], folder)
-    parameters = {**_mapping("parameters", entry.get("parameters")), **_range_of(entry)}
+    parameters = {**_mapping("parameters", entry.get("parameters")), **_common(entry)}
     stop = entry.get("stop", False)
     if not isinstance(stop, bool):
         raise RuleError(f"rule {number}: stop is {stop!r}; expected true or false")
     return _with_parameters(replace(spec, label=str(entry.get("name", "")), stop=stop), parameters)
 
 
-def _range_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("start_step", "end_step") if entry.get(key) is not None}
+def _common(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in COMMON if entry.get(key) is not None}
 
 
 def _from_sagemaker(

@@ -11,6 +11,7 @@ from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
 from stepwatch.rules.profiler.base import ProfilerRule, Sample
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.scope import TensorFilter
 from stepwatch.rules.step import Step
 
 log = logging.getLogger("stepwatch")
@@ -24,6 +25,10 @@ class _Evaluation:
     rule: Rule
     findings: list[Finding] = field(default_factory=list)
     error: str = ""
+    narrowed: TensorFilter | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.narrowed = TensorFilter(self.spec.tensors) if self.spec.tensors else None
 
 
 class Engine:
@@ -54,7 +59,8 @@ class Engine:
         found: list[Finding] = []
         for evaluation in (*self._of_rank(step.rank), *self._between):
             if not evaluation.error and evaluation.spec.judges(step.step):
-                found += self._ask(evaluation, partial(evaluation.rule.observe, step))
+                shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
+                found += self._ask(evaluation, partial(evaluation.rule.observe, shown))
         return found
 
     def waited(self, rank: int, now_ns: int) -> list[Finding]:
@@ -129,11 +135,13 @@ class Engine:
 
     def _ask(self, evaluation: _Evaluation, question: Callable[[], Iterable[Finding] | None]) -> list[Finding]:
         try:
-            found = [replace(finding, docs=evaluation.spec.docs) for finding in question() or ()]
+            said = list(question() or ())
         except Exception as error:
             evaluation.error = f"{type(error).__name__}: {error}"
             log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
             return []
+        spec = evaluation.spec
+        found = [replace(each, docs=spec.docs, severity=spec.severity or each.severity) for each in said]
         evaluation.findings += found
         return found
 

@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from stepwatch.rules.errors import RuleError
+from stepwatch.rules.finding import Severity
 from stepwatch.rules.rule import Rule
 
 _ENTRY = re.compile(r"(?:\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|[^,])+")
@@ -34,6 +35,37 @@ def coerce(rule: type[Rule], parameter: str, text: str) -> Any:
     except (KeyError, ValueError):
         raise RuleError(f"{rule.__name__}.{parameter} is {text!r}; expected {_spell(kind)}") from None
     return split_list(text)
+
+
+def common_parameter(spelled: str, name: str, value: Any) -> Any:
+    """The value of a parameter that every rule has, from text or from what a rule file holds.
+
+    Args:
+        spelled: what it is called in errors.
+        name: "start_step", "end_step", "severity" or "tensors".
+        value: its value.
+
+    Raises:
+        RuleError: the value cannot be used.
+    """
+    none = value is None or (isinstance(value, str) and value.strip().lower() == "none")
+    if name == "tensors":
+        patterns = () if none else split_list(value) if isinstance(value, str) else tuple(value)
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise RuleError(f"{spelled}: {pattern!r} is not a regular expression: {error}") from None
+        return patterns
+    if name == "severity":
+        allowed = [severity.value for severity in Severity]
+        if not none and str(value).lower() not in allowed:
+            raise RuleError(f"{spelled} is {value!r}; expected {', '.join(allowed)} or none")
+        return None if none else Severity(str(value).lower())
+    try:
+        return (0 if name == "start_step" else None) if none else int(value)
+    except (TypeError, ValueError):
+        raise RuleError(f"{spelled} is {value!r}; expected a whole number") from None
 
 
 def split_list(text: str) -> tuple[str, ...]:

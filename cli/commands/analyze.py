@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stepwatch.rules.catalogue import RuleSpec
     from stepwatch.rules.fleet import Judged
     from stepwatch.rules.replay import Analysis
+    from stepwatch.rules.whatif import Change
 
 _POLL_SECONDS = 0.2
 _EXPLAINED_RUNS = 10
@@ -42,7 +43,13 @@ _EXPLAINED_RUNS = 10
     metavar="NAMES",
     help="Rules or sets, comma-separated; file.py:Class; a rule file (JSON, YAML, TOML).",
 )
-@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="RULE.PARAM=VALUE",
+    help="Set a rule's parameter, and say what that changes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several runs.")
 @click.option("--follow", is_flag=True, help="Judge live runs to their end, then print.")
 @click.option(
@@ -93,12 +100,13 @@ def command(
             advance()
     order = {run: place for place, run in enumerate([*found, *logs])}
     judged.sort(key=lambda each: order.get(each.run, -1))
+    changed = _changes(judged, names, specs, found) if settings and len(found) <= _EXPLAINED_RUNS else {}
     if as_json:
-        printed = [_to_json(each, each.analysis) for each in judged if each.analysis is not None]
+        printed = [_to_json(each, each.analysis, changed) for each in judged if each.analysis is not None]
         if printed:
             print_json(printed if several else printed[0])
     else:
-        _print(out, judged)
+        _print(out, judged, changed)
     for each in judged:
         if each.analysis is None:
             click.echo(f"stepwatch: {' '.join(each.error.split())}", err=True)
@@ -130,9 +138,25 @@ def _judge_log(log: Path, specs: Sequence[RuleSpec]) -> Judged:
         return Judged(log, None, errors.spell(error))
 
 
-def _print(out: Console, judged: Sequence[Judged]) -> None:
+def _changes(
+    judged: Sequence[Judged], names: list[str] | None, specs: Sequence[RuleSpec], runs: Container[Path]
+) -> dict[Path, list[Change]]:
+    """By run what the settings changed."""
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.whatif import changes
+
+    before = configure(names)
+    return {
+        each.run: changes(Trace(each.run), before, specs, each.analysis.results)
+        for each in judged
+        if each.analysis is not None and each.run in runs
+    }
+
+
+def _print(out: Console, judged: Sequence[Judged], changed: Mapping[Path, list[Change]]) -> None:
     from stepwatch.cli.fleet import print_lines, print_summary
-    from stepwatch.cli.render import print_analysis
+    from stepwatch.cli.render import print_analysis, print_changes
 
     readable = [(each.run, each.analysis) for each in judged if each.analysis is not None]
     if len(readable) > _EXPLAINED_RUNS:
@@ -142,11 +166,12 @@ def _print(out: Console, judged: Sequence[Judged]) -> None:
             if number:
                 out.print()
             print_analysis(out, run, analysis)
+            print_changes(out, changed.get(run, []))
     if len(readable) > 1:
         print_summary(out, judged)
 
 
-def _to_json(judged: Judged, analysis: Analysis) -> dict[str, Any]:
+def _to_json(judged: Judged, analysis: Analysis, changed: Mapping[Path, list[Change]]) -> dict[str, Any]:
     from stepwatch.rules.diagnosis import diagnose
 
     return {
@@ -159,6 +184,7 @@ def _to_json(judged: Judged, analysis: Analysis) -> dict[str, Any]:
         "counters": analysis.counters,
         "seconds": judged.seconds,
         "wasted_seconds": judged.wasted_seconds,
+        **({"changes": [each.to_json() for each in changed[judged.run]]} if judged.run in changed else {}),
     }
 
 

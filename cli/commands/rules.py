@@ -32,7 +32,7 @@ def command() -> None:
 def list_rules(name: str | None, as_json: bool) -> None:
     """List the rules with their parameters, or explain the one NAMEd; the word "list" may be left out."""
     from stepwatch.cli.render import console, print_json
-    from stepwatch.rules.catalogue import STEP_RANGE
+    from stepwatch.rules.catalogue import COMMON
 
     described = _described(name)
     if as_json:
@@ -47,7 +47,7 @@ def list_rules(name: str | None, as_json: bool) -> None:
             out.print(f"{entry['rule']} ({origin}; severity {entry['severity']})")
             out.print(entry["description"], markup=False)
             out.print(f"\nDefaults: {settings or 'no parameters'}", markup=False)
-            out.print(f"Every rule also has {' and '.join(STEP_RANGE)}.")
+            out.print(f"Every rule also has {', '.join(COMMON)}.")
             out.print(f"More: {entry['docs']}\n" if entry["docs"] else "", markup=False)
         else:
             if origin != shown:
