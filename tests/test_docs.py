@@ -60,9 +60,10 @@ def test_what_findings_link_to_is_there(rule: type[Rule]) -> None:
 
 def test_every_command_is_documented() -> None:
     context = click.Context(main)
-    pages = " ".join(page.read_text() for page in PAGES)
+    texts = [page.read_text() for page in PAGES]
     for name in main.list_commands(context):
-        assert f"stepwatch {name}" in pages, f"stepwatch {name} is on no page"
+        pages = "\n".join(text for text in texts if re.search(rf"stepwatch {name}\b", text))
+        assert pages, f"stepwatch {name} is on no page"
         command = main.get_command(context, name)
         assert command is not None and command.help
         below = list(command.commands.values()) if isinstance(command, click.Group) else []
@@ -70,6 +71,8 @@ def test_every_command_is_documented() -> None:
             for parameter in each.params:
                 if isinstance(parameter, click.Option):
                     assert parameter.help, f"{name} {each.name} {parameter.opts[0]} has no help"
+                    spelled = "|".join(map(re.escape, parameter.opts))
+                    assert re.search(rf"(?:{spelled})(?![\w-])", pages), f"{name} {spelled} is on no page about it"
 
 
 def test_every_table_is_in_the_architecture() -> None:
