@@ -26,6 +26,7 @@ from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.remote import is_url, local_copy
 from stepwatch.probe.store.schema import SMDEBUG_CONFIG
 from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 from stepwatch.rules.exceptions import NoMoreData, StepUnavailable, TensorUnavailable
@@ -282,6 +283,7 @@ class TraceTrial(Trial):
         """Take what was recorded meanwhile; every query does."""
         if self._complete:
             return
+        self.trace.refresh()
         ended = not self.trace.live()
         for rank in self.trace.ranks:
             attempts = self.trace.attempts(rank)
@@ -356,7 +358,8 @@ def create_trial(path: str | os.PathLike[str], name: str | None = None, range_st
     """Open a run, or what smdebug recorded, for queries.
 
     Args:
-        path: the run's directory, or one that smdebug wrote or is writing.
+        path: the run's directory, or one that smdebug wrote or is writing; or a URL of either in an object store,
+            of which a local copy is kept up to date.
         name: name of the trial; the directory's by default.
         range_steps: (first, end): only global steps in [first, end); None on a side leaves it open.
 
@@ -364,8 +367,9 @@ def create_trial(path: str | os.PathLike[str], name: str | None = None, range_st
         TraceError: the directory is not a trace.
         ValueError: a range that holds nothing.
     """
-    folder = Path(path)
-    name = name or folder.resolve().name
+    folder = local_copy(os.fspath(path)) if is_url(path) else Path(path)
+    place = os.fspath(path).partition("?")[0] if is_url(path) else folder.resolve()
+    name = name or Path(place).name
     smdebug = not (folder / "run.json").exists() and is_smdebug_directory(folder)
     trace = None if smdebug else Trace(folder)
     if trace is None or SMDEBUG_CONFIG in trace.info.config:

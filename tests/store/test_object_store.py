@@ -19,8 +19,10 @@ import pytest
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.remote import Replica, local_copy, replica_folder
+from stepwatch.probe.store.smdebug.exporting import export_smdebug
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.replay import LiveAnalysis
+from stepwatch.rules.trial import create_trial
 
 JOB = """
 import sys, time
@@ -242,3 +244,25 @@ def test_names_in_a_store_cannot_lead_out_of_the_copy(server: Server, reading, t
     run = local_copy(server.url("evil"))
     assert (run / "run.json").exists()
     assert not list(tmp_path.rglob("escaped.json"))
+
+
+def test_a_directory_of_smdebug_is_read_and_followed(server: Server, job, reading, tmp_path: Path) -> None:
+    finish(job(str(tmp_path / "run"), 6))
+    theirs = tmp_path / "theirs"
+    export_smdebug(Trace(tmp_path / "run"), theirs)
+    client = boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
+    late = [theirs / "index" / "000000000" / "000000000005_worker_0.json", theirs / "training_job_end.ts"]
+    for path in sorted(theirs.rglob("*.*")):
+        if path.is_file() and path not in late:
+            client.upload_file(str(path), "jobs", f"theirs/{path.relative_to(theirs)}")
+    trial = create_trial(server.url("theirs"))
+    assert (trial.name, trial.steps()) == ("theirs", [0, 1, 2, 3, 4])
+    for path in late:
+        client.upload_file(str(path), "jobs", f"theirs/{path.relative_to(theirs)}")
+    trial.wait_for_steps([5])
+    assert trial.tensor("learning_rate").value(5).shape == (1,)
+    deadline = time.monotonic() + 30
+    while not trial.loaded_all_steps:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert create_trial(server.url("theirs")).steps() == create_trial(theirs).steps()

@@ -13,6 +13,7 @@ from typing import Any
 
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.store import remote
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.smdebug.event import Event, decode
 
@@ -22,6 +23,7 @@ COLLECTIONS_FOLDER = Path("collections", "000000000")
 
 _MAX_INDEX_BYTES = 256 << 20
 _SILENT_SECONDS = 60.0
+_REFRESH_SECONDS = 2.0
 _KEPT_FILE_BYTES = 4 << 20
 _KEPT_BYTES = 64 << 20
 _INDEX_NAME = re.compile(r"^(\d{1,18})_(.+)\.json$")
@@ -71,6 +73,7 @@ class SMDebugDirectory:
         self.path = Path(path)
         if not is_smdebug_directory(self.path):
             raise TraceError(f"{self.path}: holds no index of smdebug; expected a directory that smdebug wrote")
+        self._refreshed = time.monotonic()
         self._read: set[str] = set()
         self._files = _EventFiles(self.path)
 
@@ -93,9 +96,15 @@ class SMDebugDirectory:
     def poll(self) -> list[IndexedStep]:
         """Steps that are new since the last call, by number and worker.
 
+        Of a copy of a directory in an object store, those that the store had two seconds ago or later.
+
         Raises:
             TraceError: an index file is damaged.
+            OSError: the store cannot be reached.
         """
+        if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+            remote.refresh(self.path)
+            self._refreshed = time.monotonic()
         found = []
         for folder in sorted(_names(self.path / "index")):
             for name in sorted(_names(self.path / "index" / folder)):
