@@ -33,6 +33,7 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found: ask, SIGTERM, SIGKILL.")
 @click.option("--answer", type=_SECONDS, default=60.0, show_default=True, help="Seconds to wait for the job's answer.")
 @click.option("--grace", type=_SECONDS, default=30.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")
+@click.option("--scheduler", is_flag=True, help="End a job that does not answer through its scheduler first.")
 @click.option("--dry-run", is_flag=True, help="Say what --stop would do, and do not do it.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON; the same as --notify URL.")
 @click.option(
@@ -62,6 +63,7 @@ def command(
     stop: bool,
     answer: float,
     grace: float,
+    scheduler: bool,
     dry_run: bool,
     webhook: str | None,
     notify: tuple[str, ...],
@@ -91,7 +93,9 @@ def command(
     courier = Courier((state or default_state_dir()) / "outbox")
     file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
-    stopping = DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout)
+    stopping = (
+        DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
+    )
     always = None if file else _policy(rules, settings, stopping, stop, spellings, courier)
     out = console()
     if check:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import psutil
 
 
 def process_identity() -> dict[str, Any]:
-    """Host, boot, pid, start time (seconds since the epoch), executable and user of this process."""
+    """Host, boot, pid, start time (seconds since the epoch), executable, user and scheduler of this process."""
     process = psutil.Process()
     try:
         user = getpass.getuser()
@@ -26,7 +28,22 @@ def process_identity() -> dict[str, Any]:
         "process_start_time": process.create_time(),
         "executable": sys.executable,
         "user": user,
+        "scheduler": _scheduler(os.environ),
     }
+
+
+def _scheduler(environment: Mapping[str, str]) -> dict[str, str]:
+    """Schedulers that started this process, and its job there.
+
+    Kubernetes tells a container nothing of its job; a manifest does so by KUBERNETES_JOB=NAMESPACE/NAME.
+    """
+    named = {"slurm": "SLURM_JOB_ID", "sagemaker": "TRAINING_JOB_NAME", "kubernetes": "KUBERNETES_JOB"}
+    jobs = {scheduler: environment[name] for scheduler, name in named.items() if environment.get(name)}
+    try:
+        ray = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
+        return {**jobs, "ray": str(ray)}
+    except (ValueError, KeyError, TypeError):
+        return jobs
 
 
 def boot_id() -> str:

@@ -22,7 +22,7 @@ from stepwatch.rules.telling.notify import NotifyAction
 from stepwatch.rules.telling.outbox import Courier
 
 _POLICY = ("name", "runs", "directories", "users", "rules", "set", "severity", "stop", "notify", "log")
-_STOP = ("at_least", "answer", "grace", "dry_run")
+_STOP = ("at_least", "answer", "grace", "scheduler", "dry_run")
 _NOTIFY = ("channel", "at_least")
 
 
@@ -180,7 +180,13 @@ class _Reader:
         if self._flag(table, "dry_run", place):
             return DryRun(at_least)
         answer, grace = (self._seconds(table, key, place, default) for key, default in (("answer", 60), ("grace", 30)))
-        return EscalatingStop(answer=answer, grace=grace, at_least=at_least, shout=self._courier.shout)
+        return EscalatingStop(
+            answer=answer,
+            grace=grace,
+            at_least=at_least,
+            shout=self._courier.shout,
+            scheduler=self._flag(table, "scheduler", place),
+        )
 
     def _notify(self, entry: Any, place: Place) -> NotifyAction:
         table = {"channel": entry} if isinstance(entry, str) else self._table(entry, place)

@@ -12,6 +12,7 @@ from stepwatch.probe.store.control import Acknowledgement, read_acknowledgement,
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import is_of_an_earlier_attempt
 from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.sidecar.schedulers import SchedulerError, cancel, scheduled_as
 from stepwatch.rules.termination import find_processes, terminate
 
 log = logging.getLogger("stepwatch")
@@ -32,6 +33,7 @@ class EscalatingStop:
         grace: seconds between SIGTERM and SIGKILL.
         at_least: severity from which it stops.
         shout: told of a stop that failed, besides the log.
+        scheduler: whether a job that does not answer is ended through its scheduler before it is signalled.
     """
 
     name = "stop"
@@ -43,11 +45,13 @@ class EscalatingStop:
         grace: float = 30.0,
         at_least: Severity = Severity.ERROR,
         shout: Callable[[Path, str], None] | None = None,
+        scheduler: bool = False,
     ) -> None:
         self._answer_seconds = answer
         self._grace = grace
         self.at_least = at_least
         self._shout = shout
+        self._scheduler = scheduler
 
     def apply(self, finding: Finding, run_dir: Path) -> str:
         """Stop it; returns when it has stopped, or answered that it does."""
@@ -68,7 +72,7 @@ class EscalatingStop:
                 return "; ".join([*done, *answers])
             if trace.live():
                 say(f"no answer in {self._answer_seconds:g} s")
-                if terminate(trace, self._grace, say):
+                if self._cancelled(trace, say) or terminate(trace, self._grace, say):
                     return "; ".join(done)
                 self._fail(run_dir, f"the job could not be stopped ({done[-1]}); trying again in {pause:g} s")
                 time.sleep(pause)
@@ -87,6 +91,20 @@ class EscalatingStop:
             if not live or time.monotonic() - began > allowed:
                 return []
             time.sleep(_POLL_SECONDS)
+
+    def _cancelled(self, trace: Trace, say: Callable[[str], None]) -> bool:
+        """Whether the job's scheduler has ended it within the time of grace."""
+        if not self._scheduler:
+            return False
+        try:
+            say(cancel(trace))
+        except (SchedulerError, ImportError) as error:
+            say(str(error))
+            return False
+        deadline = time.monotonic() + self._grace
+        while trace.live() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return not trace.live()
 
     def _fail(self, run_dir: Path, text: str) -> None:
         log.error("%s: %s", run_dir, text)
@@ -119,7 +137,8 @@ def describe_stop(trace: Trace) -> list[str]:
     left_alone: list[str] = []
     processes, _ = find_processes(trace, left_alone.append)
     signals = [f"then end process {process.pid} of rank {rank}" for rank, process in processes.items()]
-    return [f"would ask {len(trace.ranks)} rank(s) to stop", *signals, *left_alone]
+    scheduled = [f"run by {name} as {job}" for name, job in sorted(scheduled_as(trace).items())]
+    return [f"would ask {len(trace.ranks)} rank(s) to stop", *signals, *left_alone, *scheduled]
 
 
 def _nothing_to_stop(trace: Trace, finding: Finding) -> str:
