@@ -13,7 +13,6 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
-from stepwatch.rules.profiler.base import tick
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
 from stepwatch.rules.rows import MODES, Commit, Key, StepRows, commits_of, derived_of, scalars_of, stats_of, values_of
 from stepwatch.rules.step import Step, StepBuilder
@@ -163,15 +162,11 @@ class LiveAnalysis:
             found += self._feed(self._stream(rank).poll())
             if ended:
                 found += self._conclude(rank)
-        live = self._trace.live()
-        if live:
+        if self._trace.live():
             for rank in self._streams.keys() - self._concluded:
                 found += self._engine.waited(rank, time.time_ns())
         if self._engine.profiles:
-            now = time.time_ns() - LATENESS_NS
-            found += self._watch(now)
-            if live:
-                found += self._engine.watch(tick(now))
+            found += self._watch(time.time_ns() - LATENESS_NS)
         return found
 
     def conclude(self) -> list[Finding]:

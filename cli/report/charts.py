@@ -34,6 +34,7 @@ _TEXT = "#808995"
 _GRID = "#808995"
 _POINTS = 1500
 _MAX_MARKS = 6
+_LEGEND_COLUMNS = 3
 
 
 def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (), *, height: int = 260) -> figure:
@@ -171,7 +172,8 @@ def samples(
     findings: Sequence[tuple[Finding, float]] = (),
 ) -> figure:
     """Lines of (seconds, values) by label, and findings at their seconds."""
-    chart = _figure(200, "seconds since the start", unit, "linear")
+    legend_rows = -(-len(series) // _LEGEND_COLUMNS)
+    chart = _figure(180 + 22 * legend_rows, "seconds since the start", unit, "linear")
     items = []
     for number, (label, (seconds, values)) in enumerate(series.items()):
         kept = keep_extremes(values, _POINTS)
@@ -225,7 +227,7 @@ def _dress_legend(legend: Legend) -> None:
     legend.background_fill_color = None
     legend.border_line_color = None
     legend.padding = legend.margin = 2
-    legend.ncols = 3
+    legend.ncols = _LEGEND_COLUMNS
 
 
 def _shorten(name: str) -> str:

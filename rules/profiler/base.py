@@ -43,7 +43,7 @@ class Sample:
     """What was read of one node at one time.
 
     Attributes:
-        node: name of the node; "" for a tick of the clock beside a live run, which has no readings.
+        node: name of the node.
         time_ns: nanoseconds since the epoch.
         layout: which readings there are; what is read seldom only at the samples at which it was.
         numbers: their values.
@@ -88,12 +88,6 @@ class Layouts:
         return layout
 
 
-def tick(time_ns: int) -> Sample:
-    """A tick of the clock: a sample without readings."""
-    return Sample("", time_ns, _NOTHING, ())
-
-
-_NOTHING = Layout(())
 _MOMENTS = 60
 
 
@@ -108,7 +102,7 @@ class ProfilerRule(Rule):
     They come in the order of time. Findings tell the step at which a time was by the steps of the lowest rank.
 
     Attributes:
-        metrics: metrics of which one must be in a sample for it to be shown; None: all are, and ticks of the clock.
+        metrics: metrics of which one must be in a sample for it to be shown; None: all are.
         steps: training steps seen.
         samples: samples seen.
         step: number of the latest training step of the lowest rank, 0 before the first.
@@ -137,7 +131,7 @@ class ProfilerRule(Rule):
 
     def takes(self, sample: Sample) -> bool:
         """Take note of a sample; whether it has something for this rule."""
-        self.samples += bool(sample.numbers)
+        self.samples += 1
         return self.metrics is None or not self.metrics.isdisjoint(sample.layout.metrics)
 
     def sample(self, sample: Sample) -> Iterable[Finding]:

@@ -65,8 +65,8 @@ class _RunsFull(ProfilerRule):
     def missing(self) -> str:
         """See the base class."""
         seen = max((trend.seconds for trend in self._trends.values()), default=0.0)
-        if not self.samples:
-            return "the machine was not sampled"
+        if not self._trends:
+            return "what it looks at was not sampled"
         return "" if seen >= self.seconds else f"{spell_seconds(seen)} of samples; {self.seconds:g} s are needed"
 
     def margin(self) -> float | None:

@@ -18,8 +18,8 @@ _WARM_UP_STEPS = 20
 class Hang(ProfilerRule):
     """No step has ended for much longer than ever before, while the process lives on.
 
-    Every pass of a recorded model counts as progress, evaluations too. The clock is the machine's samples, and
-    beside a live run the time of the observer.
+    Every pass of a recorded model counts as progress, evaluations too. The clock is the machine's samples. Beside a
+    live run the sidecar looks for ranks that stand still by itself, and finds them sooner.
 
     Args:
         seconds: silence that is too long, at least.
