@@ -12,6 +12,9 @@ import click
 from stepwatch.cli import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from rich.console import Console
 
     from stepwatch.rules.actions import Action
@@ -105,10 +108,10 @@ def command(
     metrics = Metrics(listen, sidecar, courier) if listen else None
     found, version = False, 0
     courier.start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's Ctrl-C
+    ending = _listen_for_the_end()
     try:
         with Changes(directories, interval) as changes:
-            while True:
+            while not ending():
                 began = time.monotonic()
                 if file and (news := file.reload()):
                     out.print(news, style="yellow", markup=False)
@@ -123,15 +126,31 @@ def command(
                     metrics.looked(time.monotonic() - began)
                 if once and sidecar.all_ended():
                     break
-                changes.wait(busy=time.monotonic() - began)
-    except KeyboardInterrupt:
-        click.echo("stepwatch: no longer watching", err=True)
+                changes.wait(time.monotonic() - began, ending)
+        if ending():
+            click.echo("stepwatch: no longer watching", err=True)
     finally:
         sidecar.close()
         courier.close()
         if metrics:
             metrics.close()
     raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
+
+
+def _listen_for_the_end() -> Callable[[], bool]:
+    """Whether Ctrl-C was pressed, or SIGTERM came.
+
+    An exception raised by a signal's handler may be lost where Python ignores exceptions, in a finalizer say.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        signal.signal(number, signal.default_int_handler)  # the second time it does not wait for anything
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hear)
+    return lambda: bool(heard)
 
 
 def _policy(

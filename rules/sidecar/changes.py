@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +18,7 @@ log = logging.getLogger("stepwatch")
 # File systems that do not tell of what other machines write.
 _SILENT = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "ceph", "gpfs", "beegfs", "gluster", "afs", "virtiofs")
 _SETTLE_SECONDS = 0.05  # a flush writes several files
+_ENDING_SECONDS = 0.25
 _FLOOD = 2000  # events in a second from which on asking is cheaper than being told
 
 
@@ -63,15 +64,18 @@ class Changes:
     ) -> None:
         self._end_events()
 
-    def wait(self, busy: float) -> None:
+    def wait(self, busy: float, ending: Callable[[], bool] = lambda: False) -> None:
         """Return when something has changed, or the interval has passed.
 
         Args:
             busy: seconds that the last look took; the pause is long enough that looking does not fill the time.
+            ending: asked several times a second; True ends the wait.
         """
         began = time.monotonic()
-        if self._changed.wait(self._interval):
-            time.sleep(max(_SETTLE_SECONDS, busy))
+        while not ending() and (left := began + self._interval - time.monotonic()) > 0:
+            if self._changed.wait(min(left, _ENDING_SECONDS)):
+                time.sleep(max(_SETTLE_SECONDS, busy))
+                break
         self._changed.clear()
         seconds = time.monotonic() - began
         events, self._handler.count = self._handler.count, 0

@@ -117,9 +117,9 @@ class WatchedRun:
                 events.append(Said(self.trace.path, f"cannot be acted upon: {error}"))
         return events
 
-    def close(self) -> None:
-        """Finish the actions under way, and let another sidecar act."""
-        self._dispatcher.close()
+    def close(self, timeout: float) -> None:
+        """Finish the actions under way, for at most so many seconds, and let another sidecar act."""
+        self._dispatcher.close(timeout)
         self._lease.release()
 
     def _judge(self) -> list[Event]:

@@ -17,6 +17,7 @@ _WALK_SHARE = 0.02  # of the time may be spent on looking for new runs
 _WALK_SECONDS = 1.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+_CLOSE_SECONDS = 20.0
 
 
 class Sidecar:
@@ -94,15 +95,16 @@ class Sidecar:
         return sum(run.steps for run in list(self._runs.values()))
 
     def close(self) -> None:
-        """Finish the actions under way, and let another sidecar act."""
+        """Finish the actions under way, for at most 20 seconds, and let another sidecar act."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for run in self._runs.values():
-            run.close()
+            run.close(max(0.0, deadline - time.monotonic()))
 
     def _search(self) -> Iterator[Event]:
         """Take up runs that have appeared, and drop those that have gone."""
         for path in [path for path in self._runs if not (path / "run.json").exists()]:
             yield Said(path, "has gone; no longer watched")
-            self._runs.pop(path).close()
+            self._runs.pop(path).close(_CLOSE_SECONDS)
             self._outdated.discard(path)
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
@@ -141,7 +143,7 @@ class Sidecar:
         self._outdated.discard(path)
         policy = self._find(run.trace)
         told = run.told if run.idle else set()  # one that looks on has not acted upon what it found
-        run.close()
+        run.close(_CLOSE_SECONDS)
         if policy is None:
             del self._runs[path]
             self._left_alone.add(path)
