@@ -114,7 +114,7 @@ def command(
             while not ending():
                 began = time.monotonic()
                 if file and (news := file.reload()):
-                    out.print(news, style="yellow", markup=False)
+                    out.print(news, style="yellow", markup=False, soft_wrap=True)
                 if file and file.version != version:
                     version = file.version
                     sidecar.renew()
@@ -187,14 +187,14 @@ def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | Non
 
     for policy in file.policies if file else [always]:
         assert policy is not None
-        out.print(f"{policy.name}: {describe(policy)}", markup=False)
+        out.print(f"{policy.name}: {describe(policy)}", markup=False, soft_wrap=True)
     for path in [path for directory in directories for path in runs_below(directory)]:
         trace = Trace(path)
         chosen = file.find(trace) if file else always
         line = f"{path} ({trace.status()}): {chosen.name if chosen else 'no policy is for it'}"
         if chosen and trace.live() and any(action.name.startswith("stop") for action in chosen.actions):
             line += f"; a stop {'; '.join(describe_stop(trace))}"
-        out.print(line, markup=False)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _tell(out: Console, event: Event) -> bool:
@@ -203,11 +203,11 @@ def _tell(out: Console, event: Event) -> bool:
     from stepwatch.rules.sidecar.run import Ended, Found, Said
 
     if isinstance(event, Found):
-        out.print(f"{event.run}:", style="bold", markup=False)
+        out.print(f"{event.run}:", style="bold", markup=False, soft_wrap=True)
         out.print(finding_block(event.finding))
         return True
     if isinstance(event, Ended):
-        out.print(f"{event.run}: {event.status}, {event.findings} issues found", markup=False)
+        out.print(f"{event.run}: {event.status}, {event.findings} issues found", markup=False, soft_wrap=True)
     elif isinstance(event, Said):
-        out.print(f"{event.run}: {event.message}", style="yellow", markup=False)
+        out.print(f"{event.run}: {event.message}", style="yellow", markup=False, soft_wrap=True)
     return False
