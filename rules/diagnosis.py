@@ -11,21 +11,25 @@ from stepwatch.rules.finding import Finding, Severity
 CONSEQUENCES: dict[str, frozenset[str]] = {
     cause: frozenset(effects.split())
     for cause, effects in {
-        "GradientsNotReset": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu StalledLoss LossNotDecreasing",
-        "ZeroLearningRate": "UnchangedTensor StalledLoss",
-        "PoorWeightInitialization": "SaturatedActivation ExplodingTensor DivergingLoss VanishingGradient DeadRelu "
+        "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss OscillatingLoss DeadRelu "
+        "StalledLoss LossNotDecreasing",
+        "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",
+        "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
+        "VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",
         "ModelInEvalMode": "Overfit",
         "UpdatesSkipped": "StalledLoss LossNotDecreasing UnchangedTensor",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
         "ExplodingTensor": "UpdatesSkipped DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor "
         "StalledLoss LossNotDecreasing SaturatedActivation",
+        "UnboundedLoss": "ExplodingTensor SaturatedActivation",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
-        "DeadRelu": "VanishingGradient UnchangedTensor StalledLoss ClassImbalance",
-        "SaturatedActivation": "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing ClassImbalance",
-        "VanishingGradient": "UnchangedTensor StalledLoss ClassImbalance",
-        "UnchangedTensor": "StalledLoss",
-        "StalledLoss": "LossNotDecreasing ClassImbalance",
+        "DeadRelu": "NoBetterThanGuessing VanishingGradient UnchangedTensor StalledLoss ClassImbalance",
+        "SaturatedActivation": "NoBetterThanGuessing VanishingGradient UnchangedTensor StalledLoss "
+        "LossNotDecreasing ClassImbalance",
+        "VanishingGradient": "NoBetterThanGuessing UnchangedTensor StalledLoss ClassImbalance",
+        "UnchangedTensor": "NoBetterThanGuessing StalledLoss",
+        "StalledLoss": "NoBetterThanGuessing LossNotDecreasing ClassImbalance",
         "DeviceErrors": "Hang",
         "MemoryLeak": "MemoryPressure Hang StepTimeDrift",
         "MemoryPressure": "Hang StepTimeDrift DataLoadingBound GpuStarved",

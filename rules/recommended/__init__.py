@@ -8,6 +8,7 @@ from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
 from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
+from stepwatch.rules.recommended.objective import NoBetterThanGuessing, UnboundedLoss
 from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
@@ -28,6 +29,8 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     StalledLoss,
     LossNotDecreasing,
     OscillatingLoss,
+    UnboundedLoss,
+    NoBetterThanGuessing,
     Overfit,
     ClassImbalance,
 )

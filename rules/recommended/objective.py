@@ -1,0 +1,195 @@
+"""Rules about what training achieves, whatever its loss says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.recommended.series import TrainingLoss, positive, spell
+from stepwatch.rules.rule import Rule
+from stepwatch.rules.step import Step
+
+_EVERY = 50  # steps between two looks at a series
+
+
+class UnboundedLoss(Rule):
+    """The training loss falls below zero without bound, and ever faster: what is minimised has no minimum.
+
+    A likelihood goes below zero too, and slower and slower. It fires where the last losses are below zero by more
+    than ``factor`` times the largest magnitude of the first tenth of the run, and the later half of the run took the
+    loss down by more than one and a half times as much as the earlier half.
+
+    Args:
+        factor: multiple of the first losses, above 1.
+        min_steps: steps before it judges, at least 50.
+    """
+
+    severity = Severity.WARNING
+    calibrated = (("factor", "higher"),)
+
+    def __init__(self, *, factor: float = 20.0, min_steps: int = 200) -> None:
+        if not factor > 1:
+            raise ValueError(f"factor is {factor}; expected more than 1")
+        if min_steps < _EVERY:
+            raise ValueError(f"min_steps is {min_steps}; expected {_EVERY} or more")
+        self.factor = factor
+        self.min_steps = min_steps
+        self._loss = TrainingLoss()
+        self._margin = 0.0
+        self._fired = False
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        value = self._loss.observe(step)
+        count = len(self._loss.values)
+        if value is None or self._fired or count < self.min_steps or count % _EVERY:
+            return
+        values = np.array(self._loss.values)
+        few = max(count // 20, 5)
+        first = float(np.abs(values[: count // 10]).max())
+        start, middle, end = (float(np.median(part)) for part in (values[:few], _around(values, few), values[-few:]))
+        if not np.isfinite([first, start, middle, end]).all() or first == 0:
+            return
+        size = -end / first
+        self._margin = max(self._margin, size / self.factor)
+        if size > self.factor and start > middle and middle - end > 1.5 * (start - middle):
+            self._fired = True
+            yield self.finding(
+                step,
+                first_step=self._loss.steps[count // 2],
+                tensors=[self._loss.name],
+                value=end,
+                threshold=-self.factor * first,
+                message=f"the training loss has fallen from {spell(start)} to {spell(end)}, {size:.0f} times its first "
+                "size, and falls faster and faster: nothing bounds it from below",
+                suggestion="check the sign of the loss and of each of its terms, and that logits, not probabilities, "
+                "go where logits belong; bound what is maximised",
+                evidence={"series": [self._loss.name], "unit": "loss"},
+            )
+
+    def coverage(self) -> Coverage:
+        """See the base class."""
+        return self._loss.coverage(self.min_steps, self._margin, self._loss.name)
+
+
+def _around(values: NDArray[np.float64], few: int) -> NDArray[np.float64]:
+    middle = len(values) // 2
+    return values[middle - few // 2 : middle - few // 2 + few]
+
+
+class NoBetterThanGuessing(Rule):
+    """At the end of a run the classifier's predictions still carry no information about the labels.
+
+    Whatever classes are predicted, and however often: where predictions do not depend on the labels, the shares of
+    the classes that are predicted right add up to 1, so that their mean (the balanced accuracy) is one over the
+    number of classes. It fires where the balanced accuracy over the training batches of the last third of the run is
+    not above that by ``excess`` of what could be gained, and by three standard errors. Judged when the run has ended,
+    and at ``steps`` steps; the end of a warm-up is no time to judge.
+
+    Args:
+        excess: share of the way from guessing to all right, in (0, 1).
+        min_steps: a run that ended before is not judged, at least 50.
+        steps: steps after which a run that goes on is judged.
+    """
+
+    severity = Severity.WARNING
+    derived = ("class_counts",)
+    calibrated = (("excess", "lower"),)
+
+    def __init__(self, *, excess: float = 0.05, min_steps: int = 200, steps: int = 5000) -> None:
+        if not 0 < excess < 1:
+            raise ValueError(f"excess is {excess}; expected a number in (0, 1)")
+        if min_steps < _EVERY:
+            raise ValueError(f"min_steps is {min_steps}; expected {_EVERY} or more")
+        positive("steps", steps)
+        self.excess = excess
+        self.min_steps = min_steps
+        self.steps = steps
+        self._name = ""
+        self._seen: list[tuple[int, NDArray[np.float64]]] = []
+        self._last: Step | None = None
+        self._count = 0
+        self._better: float | None = None
+        self._fired = False
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        if not step.training:
+            return
+        self._count += 1
+        self._last = step
+        for (name, quantity), vector in step.derived.items():
+            if quantity == "class_counts" and (not self._name or name == self._name):
+                self._name = name
+                self._seen.append((step.step, vector.reshape(2, -1).astype(np.float64)))
+        if self._count == self.steps:
+            yield from self._judge()
+
+    def conclude(self) -> Iterator[Finding]:
+        """See the base class."""
+        if self._count >= self.min_steps:
+            yield from self._judge()
+
+    def _judge(self) -> Iterator[Finding]:
+        recent = self._recent()
+        if recent is None or self._last is None or self._fired:
+            return
+        labels, right = recent
+        here = np.flatnonzero(labels)
+        classes = len(here)
+        if classes < 2 or labels.sum() < 30 * classes:
+            return
+        recall = right[here] / labels[here]
+        guessing = 1 / classes
+        accuracy = float(recall.mean())
+        error = float(np.sqrt((np.maximum(recall * (1 - recall), 0.01) / labels[here]).sum()) / classes)
+        limit = guessing + self.excess * (1 - guessing)
+        self._better = (accuracy - guessing) / (limit - guessing)
+        if accuracy > limit or accuracy - guessing > 3 * error:
+            return
+        self._fired = True
+        first = self._seen[-self._window()][0]
+        yield self.finding(
+            self._last,
+            first_step=first,
+            tensors=[self._name],
+            value=accuracy,
+            threshold=limit,
+            message=f"after {self._count} steps the predictions are no better than guessing: each of the {classes} "
+            f"classes is predicted right in {100 * accuracy:.1f} % of its samples on average, guessing gives "
+            f"{100 * guessing:.1f} %",
+            suggestion="check that labels and inputs belong together (shuffled apart, an index shifted by one), that "
+            "the inputs hold what the labels ask for, and that the rate and the gradients let the model learn at all",
+            evidence={"series": [self._name], "quantity": "class_counts", "unit": "samples"},
+        )
+
+    def _window(self) -> int:
+        return max(len(self._seen) // 3, 1)
+
+    def _recent(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        last = [counts for _, counts in self._seen[-self._window() :]]
+        if len(self._seen) < 10 or any(counts.shape != last[0].shape for counts in last):
+            return None
+        labels, right = np.sum(last, axis=0)
+        return labels, right
+
+    def coverage(self) -> Coverage:
+        """See the base class."""
+        missing: tuple[str, ...] = ()
+        if not self._seen:
+            missing = ("no labels of a cross-entropy loss were recorded",)
+        elif self._better is None and not self._fired:
+            missing = (f"a run that has ended after {self.min_steps} steps or more, with 30 labels of each class",)
+        return Coverage(
+            decided=not missing,
+            steps=len(self._seen),
+            first_step=self._seen[0][0] if self._seen else None,
+            last_step=self._seen[-1][0] if self._seen else None,
+            tensors=1 if self._name else 0,
+            missing=missing,
+            margin=None if self._better is None else 1 / max(self._better, 1.0),
+            closest=self._name,
+        )
