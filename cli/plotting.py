@@ -53,7 +53,7 @@ def curves_of(traces: Sequence[Trace], pattern: str, column: str = "l2") -> list
         raise ValueError(f"column is {column!r}; expected rms or one of {', '.join(STAT_COLUMNS)}")
     found = []
     for trace in traces:
-        prefix = f"{trace.path.name}: " if len(traces) > 1 else ""
+        prefix = f"{trace.source.name}: " if len(traces) > 1 else ""
         found += list(_scalars(trace, expression, prefix))
         names = [name for name in trace.tensors() if expression.search(name)]
         if len(found) + len(names) > MAX_CURVES:

@@ -18,7 +18,7 @@ def run_html(trace: Trace) -> str:
     steps = trace.table("steps", columns=["step"], ranks=trace.ranks[:1])
     count = len(np.unique(steps["step"].to_numpy()))
     parts = [
-        f"<b>{escape(trace.info.job_name)}</b> ({escape(str(trace.path))}): {escape(trace.status())}, {count} steps, "
+        f"<b>{escape(trace.info.job_name)}</b> ({escape(str(trace.source))}): {escape(trace.status())}, {count} steps, "
         f"{len(trace.ranks)} rank{'s' if len(trace.ranks) != 1 else ''}, {len(trace.tensors())} tensors"
     ]
     rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=trace.ranks[:1]).to_pandas()

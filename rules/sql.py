@@ -138,7 +138,7 @@ class Database:
         """Readable files of each table, with what their names and folders say."""
         found: _Files = {table: [] for table in (*STEP_TABLES, "system")}
         for trace in self._traces:
-            run = str(trace.path)
+            run = str(trace.source)
             for rank in trace.ranks:
                 attempts = trace.attempts(rank)
                 for table in STEP_TABLES:
@@ -224,7 +224,7 @@ def _list_literal(texts: Sequence[str]) -> str:
 def _run(trace: Trace) -> dict[str, Any]:
     info = trace.info
     return {
-        "run": str(trace.path),
+        "run": str(trace.source),
         "job_name": info.job_name,
         "run_id": info.run_id,
         "status": trace.status(),
@@ -241,9 +241,9 @@ def _run(trace: Trace) -> dict[str, Any]:
 def _tensors(trace: Trace) -> Iterator[dict[str, Any]]:
     for info in trace.tensors().values():
         described = {column: getattr(info, column) for column in _TENSORS.names if column != "run"}
-        yield {"run": str(trace.path), **described}
+        yield {"run": str(trace.source), **described}
 
 
 def _findings(trace: Trace) -> Iterator[dict[str, Any]]:
     for row in trace.findings():
-        yield {**row, "run": str(trace.path), "evidence": json.dumps(row["evidence"])}
+        yield {**row, "run": str(trace.source), "evidence": json.dumps(row["evidence"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +93,12 @@ def command(
             judged.append(Judged(place, None, errors.spell(error)))
     several = len(found) + len(judged) + len(logs) > 1
     out = console()
-    todo = (_follow(run, specs) for run in found) if follow else judge_runs(list(found), names, settings, processes)
+    judged_logs = (_tried(_judge_log, log, specs) for log in dict.fromkeys(logs))
+    judged_runs = judge_runs(list(found), names, settings, processes)
+    if follow:
+        judged_runs = (_tried(_follow, run, specs) for run in found)
     with progress("judging runs", len(found)) as advance:
-        for each in itertools.chain((_judge_log(log, specs) for log in dict.fromkeys(logs)), todo):
+        for each in itertools.chain(judged_logs, judged_runs):
             judged.append(each)
             advance()
     order = {run: place for place, run in enumerate([*found, *logs])}
@@ -113,9 +116,8 @@ def command(
     raise SystemExit(_status(judged))
 
 
-def _follow(run: Path, specs: Sequence[RuleSpec]) -> Judged:
+def _follow(run: Path, specs: Sequence[RuleSpec]) -> Analysis:
     from stepwatch.probe.store.reader import Trace
-    from stepwatch.rules.fleet import Judged
     from stepwatch.rules.replay import LiveAnalysis
 
     trace = Trace(run)
@@ -124,18 +126,23 @@ def _follow(run: Path, specs: Sequence[RuleSpec]) -> Judged:
         judged.poll()
         time.sleep(_POLL_SECONDS)
     judged.conclude()
-    return Judged(run, judged.analysis(live=False))
+    return judged.analysis(live=False)
 
 
-def _judge_log(log: Path, specs: Sequence[RuleSpec]) -> Judged:
-    from stepwatch.probe.store.errors import TraceError
-    from stepwatch.rules.fleet import Judged
+def _judge_log(log: Path, specs: Sequence[RuleSpec]) -> Analysis:
     from stepwatch.rules.scalar_logs import judge_log, read_log
 
+    return judge_log(read_log(log), specs)
+
+
+def _tried(judge: Callable[[Path, Sequence[RuleSpec]], Analysis], run: Path, specs: Sequence[RuleSpec]) -> Judged:
+    from stepwatch.probe.store.errors import TraceError
+    from stepwatch.rules.fleet import Judged
+
     try:
-        return Judged(log, judge_log(read_log(log), specs))
+        return Judged(run, judge(run, specs))
     except (TraceError, OSError) as error:
-        return Judged(log, None, errors.spell(error))
+        return Judged(run, None, errors.spell(error))
 
 
 def _changes(

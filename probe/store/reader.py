@@ -77,7 +77,8 @@ class Trace:
     """A run's directory, or one that smdebug wrote.
 
     Attributes:
-        path: the directory; of one that smdebug wrote, that of the same as a run, which lasts as long as the process.
+        source: the directory, as it was given.
+        path: the same; of one that smdebug wrote, that of the same as a run, which lasts as long as the process.
         info: run.json.
         warnings: what could not be read, one line per damaged file.
 
@@ -86,7 +87,7 @@ class Trace:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        self.path = Path(run_dir)
+        self.source = self.path = Path(run_dir)
         self._grow: Callable[[Path], None] = remote.refresh
         if not (self.path / "run.json").exists() and is_smdebug_directory(self.path):
             from stepwatch.probe.store.smdebug import converted

@@ -29,7 +29,7 @@ def differences(traces: Sequence[Trace]) -> list[Difference]:
 
 def _describe(trace: Trace) -> dict[str, str]:
     info = trace.info
-    own = trace.path.resolve().name
+    own = trace.source.resolve().name
     command = ["RUN" if Path(word).name == own else word for word in info.command]
     flat = {f"command {key}": value for key, value in _options(command)}
     flat.update({f"config {key}": value for key, value in _flatten(info.config)})

@@ -95,10 +95,10 @@ def compare(traces: Sequence[Trace], objective: str | None = None) -> Comparison
         curves = [entry[chosen.name, chosen.mode] for entry in scalars]
         for pair, curve in zip(pairs, curves[1:], strict=True):
             pair.verdict = judge((pair.baseline, pair.run), curves[0], curve, chosen.goal)
-        standings = [standing(str(t.path), curve, chosen.goal) for t, curve in zip(traces, curves, strict=True)]
+        standings = [standing(str(t.source), curve, chosen.goal) for t, curve in zip(traces, curves, strict=True)]
         sign = 1 if chosen.goal == "min" else -1
         standings.sort(key=lambda each: sign * each.last if math.isfinite(each.last) else math.inf)
-    return Comparison([str(trace.path) for trace in traces], differences(traces), chosen, standings, pairs)
+    return Comparison([str(trace.source) for trace in traces], differences(traces), chosen, standings, pairs)
 
 
 def compare_pair(baseline: Trace, other: Trace) -> Pair:
@@ -106,7 +106,7 @@ def compare_pair(baseline: Trace, other: Trace) -> Pair:
 
     Memory: eight bytes per tensor and saved step that both have, twice, of the first rank of both.
     """
-    pair = Pair(str(baseline.path), str(other.path))
+    pair = Pair(str(baseline.source), str(other.source))
     ranks = [rank for rank in baseline.ranks if rank in other.ranks]
     if not ranks:
         pair.notes.append("no rank was recorded in both")

@@ -126,3 +126,9 @@ def test_a_terminal_sees_a_bar_and_a_pipe_does_not(fleet: Path) -> None:
     os.close(side)
     assert b"judging runs" in os.read(terminal, 1 << 16) and b"judging runs" not in done.stdout
     os.close(terminal)
+
+
+def test_a_run_that_cannot_be_followed_does_not_keep_the_others(fleet: Path) -> None:
+    done = stepwatch(fleet / "run-07", fleet / "run-99", "--follow")
+    assert done.returncode == 2 and "ExplodingTensor" in done.stdout
+    assert done.stderr.count("\n") == 1 and "run-99" in done.stderr
