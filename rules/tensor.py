@@ -16,6 +16,7 @@ from stepwatch.rules.exceptions import (
     StepUnavailable,
     TensorUnavailableForStep,
 )
+from stepwatch.rules.smdebug.names import TensorNames
 from stepwatch.rules.step import Step
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 
 
-class Tensor:
+class Tensor(TensorNames):
     """A tensor of a trial; where ``worker`` is None, of the first worker that has it."""
 
     def __init__(self, name: str, trial: Trial) -> None:
         self.name = name
         self.trial = trial
 
-    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL) -> list[int]:
+    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL, show_incomplete_steps: bool = False) -> list[int]:
         """Steps at which it was recorded, ascending."""
         self.trial.refresh()
         return [number for number in self.trial.recorded.numbers(mode) if self._holding(number, mode)]

@@ -33,6 +33,7 @@ from stepwatch.rules.exceptions import NoMoreData, StepUnavailable, TensorUnavai
 from stepwatch.rules.recorded import Recorded
 from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.replay import StepStream
+from stepwatch.rules.smdebug.names import TrialNames
 from stepwatch.rules.step import Step
 from stepwatch.rules.tensor import Array, Tensor
 from stepwatch.rules.values import WholeTensors
@@ -54,7 +55,7 @@ class StepState(enum.Enum):
     NOT_YET_AVAILABLE = 2
 
 
-class Trial:
+class Trial(TrialNames):
     """Queries of what was recorded so far.
 
     Attributes:
@@ -118,6 +119,7 @@ class Trial:
 
     def tensor_names(
         self,
+        show_prefixed_tensors: bool = False,
         *,
         step: int | None = None,
         mode: ModeKeys = ModeKeys.GLOBAL,
@@ -127,6 +129,7 @@ class Trial:
         """Names of tensors, sorted.
 
         Args:
+            show_prefixed_tensors: as in smdebug; changes nothing here, where reductions are no tensors.
             step: only those recorded at this step of ``mode``.
             mode: only those recorded in this mode.
             regex: only those in which one of these expressions is found.
@@ -153,10 +156,6 @@ class Trial:
         numbers = self.recorded.numbers(mode) if step is None else [step]
         every = (found for number in numbers for found in self.recorded.find(number, mode))
         return set().union(*(self.recorded.names_at(found) for found in every))
-
-    def tensors(self, *args: Any, **kwargs: Any) -> list[str]:
-        """:meth:`tensor_names` by the name that it once had."""
-        return self.tensor_names(*args, **kwargs)
 
     def has_tensor(self, name: str) -> bool:
         """Whether a tensor of that name was recorded."""
@@ -188,8 +187,11 @@ class Trial:
 
     # -- steps ----------------------------------------------------------------------------------------
 
-    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL) -> list[int]:
-        """Steps of the mode, ascending: global ones in mode GLOBAL, else those counted within it."""
+    def steps(self, mode: ModeKeys = ModeKeys.GLOBAL, show_incomplete_steps: bool = False) -> list[int]:
+        """Steps of the mode, ascending: global ones in mode GLOBAL, else those counted within it.
+
+        With those, if wanted, that not all workers have recorded yet; only smdebug waits for them.
+        """
         self.refresh()
         return list(self.recorded.numbers(mode))
 

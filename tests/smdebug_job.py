@@ -119,11 +119,26 @@ def describe(folder: str) -> dict[str, object]:
         "collections": {
             name: sorted(trial.tensor_names(collection=name)) for name in sorted(trial.collections()) if name != "all"
         },
+        "expressions": {name: c.include_regex for name, c in sorted(trial.collections().items())},
         "by expression": trial.tensor_names(regex=["^gradient", "relu"]),
         "by step": {step: trial.tensor_names(step=step) for step in trial.steps()},
         "by mode": {mode.name: trial.tensor_names(mode=mode) for mode in trial.modes()},
         "ended": trial.loaded_all_steps,
+        "whole job": [trial.num_workers, trial.last_complete_step, sorted(trial.worker_set), trial.name],
+        "incomplete too": trial.steps(smd.modes.GLOBAL, True),
+        "prefixed": len(trial.tensor_names(show_prefixed_tensors=True)),
+        "lists": [plain(v) for each in (trial.inputs, trial.labels, trial.predictions) for v in each(trial.steps()[0])],
+        "ranges": [
+            attempt_steps(folder, range_steps=some, check=True) for some in ((2, 5), (None, 4), (5, None), (5, 2))
+        ],
     }
+
+
+def attempt_steps(folder: str, **options: object) -> object:
+    try:
+        return create_trial(folder, **options).steps()
+    except AssertionError:
+        return "AssertionError"
 
 
 def script(folder: str) -> None:

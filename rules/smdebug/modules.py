@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _RULES = "stepwatch.rules.smdebug.rule"
+_TRIALS = "stepwatch.rules.smdebug.trials"
 _HELPERS = "stepwatch.rules.smdebug.helpers"
 _EXCEPTIONS = "stepwatch.rules.smdebug.exceptions"
 _SAVING = "stepwatch.probe.smdebug.configuration"
@@ -21,9 +22,11 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug": _CONFIGURATION,
     "smdebug.modes": {"stepwatch.probe.mode_keys": "modes ModeKeys"},
     "smdebug.exceptions": {_EXCEPTIONS: "*", "stepwatch.probe.mode_keys": "modes ModeKeys"},
-    "smdebug.trials": {"stepwatch.rules.trial": "create_trial Trial"},
+    "smdebug.trials": {_TRIALS: "create_trial LocalTrial S3Trial", "stepwatch.rules.trial": "Trial"},
+    "smdebug.trials.local_trial": {_TRIALS: "LocalTrial"},
+    "smdebug.trials.s3_trial": {_TRIALS: "S3Trial"},
     "smdebug.trials.trial": {"stepwatch.rules.trial": "Trial"},
-    "smdebug.trials.utils": {"stepwatch.rules.trial": "create_trial"},
+    "smdebug.trials.utils": {_TRIALS: "create_trial"},
     "smdebug.rules": {_RULES: "Rule invoke_rule RequiredTensors"},
     "smdebug.rules.rule": {_RULES: "Rule"},
     "smdebug.rules.rule_invoker": {_RULES: "invoke_rule"},
@@ -38,7 +41,7 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.core.reduction_config": {_SAVING: "ReductionConfig"},
     "smdebug.core.tensor": {"stepwatch.rules.trial": "StepState", "stepwatch.rules.tensor": "Tensor"},
     "smdebug.core.logger": {_HELPERS: "get_logger"},
-    "smdebug.pytorch": {**_CONFIGURATION, "stepwatch.rules.trial": "create_trial"},
+    "smdebug.pytorch": {**_CONFIGURATION, _TRIALS: "create_trial"},
     "smdebug.pytorch.hook": {},
     "smdebug.pytorch.singleton_utils": {},
     "smdebug.pytorch.collection": {_COLLECTIONS: "Collection CollectionManager"},

@@ -80,7 +80,14 @@ class _AsSaved(Trial):
     def collections(self) -> dict[str, Collection]:
         """Collections as smdebug described them, with the tensors that were found in each."""
         found = super().collections()
-        return {name: found.get(name, described) for name, described in self._described.items()}
+        return {
+            name: Collection(
+                name,
+                list(described.include_regex),
+                described.tensor_names | (found[name].tensor_names if name in found else set()),
+            )
+            for name, described in self._described.items()
+        }
 
 
 class SMDebugTrial(_AsSaved):
