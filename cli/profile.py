@@ -60,6 +60,11 @@ def step_times(trace: Trace, rank: int) -> pd.DataFrame:
 
 def profile(trace: Trace) -> dict[str, Any]:
     """JSON-compatible: the job's time, phases by rank, outliers, data loading, and use of the devices by node."""
+    return {**time_profile(trace), "devices": devices(trace)}
+
+
+def time_profile(trace: Trace) -> dict[str, Any]:
+    """The same without the devices."""
     by_rank = {rank: step_times(trace, rank) for rank in trace.ranks}
     by_rank = {rank: times for rank, times in by_rank.items() if len(times)}
     first = next(iter(by_rank.values()), None)
@@ -72,7 +77,6 @@ def profile(trace: Trace) -> dict[str, Any]:
         "shares": {str(rank): shares(times) for rank, times in by_rank.items()},
         "outliers": [] if first is None else outliers(first),
         "loading": None if first is None else loading(first),
-        "devices": devices(trace),
     }
 
 

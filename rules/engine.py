@@ -9,7 +9,7 @@ from functools import partial
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
-from stepwatch.rules.profiler.base import ProfilerRule, Sample
+from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.scope import TensorFilter
 from stepwatch.rules.step import Step
@@ -53,6 +53,7 @@ class Engine:
         self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
         self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
         self.profiles = bool(self._whole)
+        self._takers: dict[Layout, list[tuple[ProfilerRule, _Evaluation]]] = {}
 
     def feed(self, step: Step) -> list[Finding]:
         """Show a rank's step to every rule about a rank; returns what they found in it."""
@@ -74,16 +75,22 @@ class Engine:
     def watch(self, event: Step | Sample) -> list[Finding]:
         """Show a step of any rank, or a sample, to every rule about the run; they come in the order of time."""
         found: list[Finding] = []
-        for evaluation in self._whole:
-            rule = evaluation.rule
-            if evaluation.error or not isinstance(rule, ProfilerRule):
-                continue
-            if isinstance(event, Sample):
-                if rule.takes(event):
+        if isinstance(event, Sample):
+            for rule, evaluation in self._takers_of(event.layout):
+                if not evaluation.error:
                     found += self._ask(evaluation, partial(rule.sample, event))
-            elif evaluation.spec.judges(event.step):
-                found += self._ask(evaluation, partial(rule.observe, event))
+            return found
+        for evaluation in self._whole:
+            if not evaluation.error and evaluation.spec.judges(event.step):
+                found += self._ask(evaluation, partial(evaluation.rule.observe, event))
         return found
+
+    def _takers_of(self, layout: Layout) -> list[tuple[ProfilerRule, _Evaluation]]:
+        takers = self._takers.get(layout)
+        if takers is None:
+            rules = [(each.rule, each) for each in self._whole if isinstance(each.rule, ProfilerRule)]
+            takers = self._takers[layout] = [(rule, each) for rule, each in rules if rule.takes(layout)]
+        return takers
 
     def conclude(self, rank: int) -> list[Finding]:
         """The rank's run is over; returns what could be said only now."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stepwatch.cli.profile import DEVICE_METRICS, PHASES, profile, series_of, step_times
+from stepwatch.cli.profile import DEVICE_METRICS, PHASES, series_of, step_times, time_profile
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import Part
 from stepwatch.cli.report.data import HeatMap
@@ -42,7 +42,7 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
     times = step_times(trace, rank)
     if times.empty:
         return []
-    numbers = profile(trace)
+    numbers = time_profile(trace)
     parts = [
         Part(
             "Phases over steps",

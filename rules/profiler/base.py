@@ -104,7 +104,7 @@ class ProfilerRule(Rule):
     Attributes:
         metrics: metrics of which one must be in a sample for it to be shown; None: all are.
         steps: training steps seen.
-        samples: samples seen.
+        sampled: whether there were samples.
         step: number of the latest training step of the lowest rank, 0 before the first.
     """
 
@@ -113,7 +113,7 @@ class ProfilerRule(Rule):
 
     def __init__(self) -> None:
         self.steps = 0
-        self.samples = 0
+        self.sampled = False
         self.step = 0
         self._first_step: int | None = None
         self._lowest: int | None = None
@@ -129,10 +129,10 @@ class ProfilerRule(Rule):
                 self._first_step = step.step if self._first_step is None else self._first_step
         return self.judge_step(step) or ()
 
-    def takes(self, sample: Sample) -> bool:
-        """Take note of a sample; whether it has something for this rule."""
-        self.samples += 1
-        return self.metrics is None or not self.metrics.isdisjoint(sample.layout.metrics)
+    def takes(self, layout: Layout) -> bool:
+        """Whether samples with these readings have something for this rule; asked once for each layout."""
+        self.sampled = True
+        return self.metrics is None or not self.metrics.isdisjoint(layout.metrics)
 
     def sample(self, sample: Sample) -> Iterable[Finding]:
         """Judge a sample that it takes."""

@@ -77,7 +77,7 @@ class DeviceErrors(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.samples else "the machine was not sampled"
+        return "" if self.sampled else "the machine was not sampled"
 
 
 class _Held(ProfilerRule):
@@ -117,7 +117,7 @@ class _Held(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.samples else "the machine was not sampled"
+        return "" if self.sampled else "the machine was not sampled"
 
     def margin(self) -> float | None:
         """See the base class."""
@@ -250,7 +250,7 @@ class GpuStarved(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.samples else "the machine was not sampled"
+        return "" if self.sampled else "the machine was not sampled"
 
 
 _USED_BYTES = float(1 << 30)

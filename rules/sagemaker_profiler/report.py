@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stepwatch.rules.finding import Finding
-from stepwatch.rules.profiler.base import Sample
+from stepwatch.rules.profiler.base import Layout, Sample
 from stepwatch.rules.sagemaker_profiler.base import ScannedRule
 from stepwatch.rules.sagemaker_profiler.framework import (
     Dataloader,
@@ -68,6 +68,12 @@ class ProfilerReport(ScannedRule):
             self._ask(part, lambda part=part: part.observe(step))  # type: ignore[misc]
         return iter(())
 
+    def takes(self, layout: Layout) -> bool:
+        """See the base class."""
+        for part in self.parts:
+            part.takes(layout)
+        return super().takes(layout)
+
     def sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         super().sample(sample)
@@ -101,7 +107,7 @@ class ProfilerReport(ScannedRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.steps or self.samples else "neither steps nor samples were recorded"
+        return "" if self.steps or self.sampled else "neither steps nor samples were recorded"
 
     def _running(self) -> Iterator[ScannedRule]:
         return (part for part in self.parts if part.name not in self._failed)

@@ -41,7 +41,7 @@ class _Gpus:
 
 
 def _no_gpu(rule: ScannedRule, gpus: object) -> str:
-    if not rule.samples:
+    if not rule.sampled:
         return "the machine was not sampled"
     return "" if gpus else "no GPU was sampled"
 
@@ -516,7 +516,7 @@ class OverallSystemUsage(ScannedRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.samples else "the machine was not sampled"
+        return "" if self.sampled else "the machine was not sampled"
 
 
 def _too_few(count: int, patience: int) -> str:
