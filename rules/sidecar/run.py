@@ -20,7 +20,7 @@ from stepwatch.rules.sidecar.policy import Policy
 
 # A folder that was changed twice within one tick of the file system's clock looks as if it had been changed once.
 _YOUNG_SECONDS = 2.0
-_LIVENESS_SECONDS = 2.0
+_LIVENESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,11 @@ class WatchedRun:
         folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
-        findings = self._analysis.poll(changed) if live else self._analysis.conclude()
+        self.trace.refresh()
+        if live:
+            findings = self._analysis.poll(changed) if changed else []
+        else:
+            findings = self._analysis.conclude()
         if live:
             findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]

@@ -1,0 +1,205 @@
+"""What it costs to watch a fleet, and how far the watcher lags behind it.
+
+A generator plays back live runs: every rank gets a step a second, the same rows under hard links, as a writer leaves
+them (a file of each table a flush, the committing ``steps`` last). The sidecar judges them by the recommended rules in
+a process of its own. Measured over the last part of the run: its CPU time, its memory, and the lag from the moment a
+step's file appears until a rule sees it. Then the fleet falls silent, and the cost of waiting is measured.
+
+CPU time says much on a busy machine, lag says little there: the load average is printed.
+
+    python benchmarks/sidecar.py --runs 20 --ranks 10 --seconds 30
+    python benchmarks/sidecar.py --runs 200 --ranks 10 --seconds 120      # the target's size; wants an idle machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from stepwatch.probe.store.identity import process_identity
+from stepwatch.probe.store.layout import Part, rank_folder, write_json
+from stepwatch.probe.store.records import StepRecord
+from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS
+from stepwatch.probe.store.tables import TableBuilder, write_parquet
+
+TENSORS = 24
+KEPT = 64  # files of a table that lie there at a time; a writer joins them as it goes
+
+
+class Fleet:
+    """Runs whose files appear together, once a second.
+
+    Args:
+        folder: where the runs are.
+        runs: how many.
+        ranks: of each.
+    """
+
+    def __init__(self, folder: Path, runs: int, ranks: int) -> None:
+        self._source = folder / "source"
+        self._source.mkdir()
+        self._builder = TableBuilder(0)
+        self._random = np.random.default_rng(0)
+        self._names = tuple(f"gradient/Net_layer{n}.weight" for n in range(TENSORS))
+        self._folders: list[tuple[Path, int]] = []
+        identity = process_identity()
+        for number in range(runs):
+            run = folder / "runs" / f"run-{number:03d}"
+            for part in ("ranks", "end", "control", "findings"):
+                (run / part).mkdir(parents=True)
+            for rank in range(ranks):
+                for table in ("stats", "scalars", "steps"):
+                    rank_folder(run, table, rank).mkdir(parents=True)
+                attempt = {"attempt": 0, "start_step": 0, "started_ns": time.time_ns(), **identity}
+                write_json(run / "ranks" / f"rank={rank:05d}.json", {"attempts": [attempt]})
+                self._folders.append((run, rank))
+            info = {"format_version": FORMAT_VERSION, "run_id": f"run-{number}", "job_name": run.name}
+            content = {
+                **info,
+                "world_size": ranks,
+                "host": "",
+                "start_ns": 0,
+                "command": [],
+                "versions": {},
+                "config": {},
+            }
+            write_json(run / "run.json", content)
+
+    def step(self, number: int) -> None:
+        """Every rank finishes a step."""
+        stats = np.abs(self._random.normal(1.0, 0.1, (TENSORS, len(STAT_COLUMNS))))
+        stats[:, :4] = [4096, 0, 0, 0]
+        record = StepRecord(number, "TRAIN", number, time.time_ns(), self._names, stats, saved=True)
+        record.scalars.append(("loss_output_0", float(2.0 / (1 + number / 50) + self._random.normal(0, 0.01))))
+        record.timing["duration_ns"] = 1_000_000_000
+        part = Part(0, number, number)
+        for table, rows in self._builder.build([record]).items():
+            sink = pa.BufferOutputStream()
+            write_parquet(rows, sink)
+            source = self._source / table
+            source.write_bytes(sink.getvalue().to_pybytes())
+            for run, rank in self._folders:
+                folder = rank_folder(run, table, rank)
+                os.link(source, folder / ".next")
+                os.replace(folder / ".next", folder / part.file_name)
+                if number >= KEPT:
+                    (folder / Part(0, number - KEPT, number - KEPT).file_name).unlink()
+            source.unlink()
+
+
+def watch(folder: Path) -> None:
+    """The process that is measured: prints a line of JSON for every line that it is sent."""
+    import threading
+
+    from stepwatch.rules.catalogue import RuleSpec, configure
+    from stepwatch.rules.finding import Coverage
+    from stepwatch.rules.rule import Rule
+    from stepwatch.rules.sidecar.changes import Changes
+    from stepwatch.rules.sidecar.policy import Policy
+    from stepwatch.rules.sidecar.sidecar import Sidecar
+
+    lags: list[float] = []
+
+    class Lag(Rule):
+        """When each step is seen."""
+
+        def observe(self, step: Any) -> tuple[()]:
+            lags.append(time.time() - step.time_ns / 1e9)
+            return ()
+
+        def coverage(self) -> Coverage:
+            return Coverage(decided=True)
+
+    policy = Policy("benchmark", (*configure(["recommended"]), RuleSpec(Lag)))
+    sidecar = Sidecar([folder], lambda trace: policy, folder.parent / "state")
+
+    def answer() -> None:
+        for _ in sys.stdin:
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            content = {
+                "cpu": usage.ru_utime + usage.ru_stime,
+                "lags": lags.copy(),
+                "mib": psutil.Process().memory_info().rss / 2**20,
+            }
+            lags.clear()
+            print(json.dumps(content), flush=True)
+        os._exit(0)
+
+    threading.Thread(target=answer, daemon=True).start()
+    with Changes([folder], 1.0) as changes:
+        while True:
+            began = time.monotonic()
+            list(sidecar.look())
+            changes.wait(time.monotonic() - began)
+
+
+def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--ranks", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.watch:
+        watch(options.watch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        fleet = Fleet(Path(folder), options.runs, options.ranks)
+        fleet.step(0)
+        command = [sys.executable, __file__, "--watch", f"{folder}/runs"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        number = 1
+        settle = max(5, options.seconds // 3)
+        before: dict[str, Any] = {}
+        next_step = time.monotonic()
+        began = next_step
+        while number <= options.seconds + settle:
+            if number == settle:
+                before, began = ask(process), time.monotonic()
+            fleet.step(number)
+            number += 1
+            next_step += 1.0
+            time.sleep(max(0.0, next_step - time.monotonic()))
+        played = time.monotonic() - began
+        time.sleep(2)
+        after = ask(process)
+        while len(ask(process)["lags"]):  # until it has caught up
+            time.sleep(3)
+        still, began = ask(process), time.monotonic()
+        time.sleep(10)
+        idle, waited = ask(process), time.monotonic() - began
+        process.kill()
+        process.wait()
+    lags = np.sort(after["lags"])
+    ranks = options.runs * options.ranks
+    cpu = (after["cpu"] - before["cpu"]) / played
+    print(f"{options.runs} runs x {options.ranks} ranks, a step a second each; load average {os.getloadavg()[0]:.1f}")
+    print(f"steps judged      {len(lags)} of {ranks * (options.seconds + 1)} by the end")
+    print(f"CPU               {cpu:.2f} cores, {1e6 * cpu * played / max(len(lags), 1):.0f} us a step of a rank")
+    print(f"lag               median {lags[len(lags) // 2]:.2f} s, 99th percentile {lags[int(0.99 * len(lags))]:.2f} s")
+    print(f"memory            {after['mib']:.0f} MiB")
+    print(f"idle              {100 * (idle['cpu'] - still['cpu']) / waited:.2f} % of a core")
+
+
+if __name__ == "__main__":
+    main()
