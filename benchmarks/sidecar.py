@@ -7,6 +7,10 @@ step's file appears until a rule sees it. Then the fleet falls silent, and the c
 
 CPU time says much on a busy machine, lag says little there: the load average is printed.
 
+With ``--stop`` a real job gets a NaN, and the time from that step to the end of the job is measured, its checkpoint
+included.
+
+    python benchmarks/sidecar.py --stop
     python benchmarks/sidecar.py --runs 20 --ranks 10 --seconds 30
     python benchmarks/sidecar.py --runs 200 --ranks 10 --seconds 120      # the target's size; wants an idle machine
 """
@@ -30,12 +34,54 @@ import pyarrow as pa
 
 from stepwatch.probe.store.identity import process_identity
 from stepwatch.probe.store.layout import Part, rank_folder, write_json
+from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS
 from stepwatch.probe.store.tables import TableBuilder, write_parquet
 
 TENSORS = 24
 KEPT = 64  # files of a table that lie there at a time; a writer joins them as it goes
+
+
+JOB = """
+import sys, time, torch
+from torch import nn
+from stepwatch.probe import Hook
+torch.set_num_threads(1)
+model = nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+def checkpoint(step):
+    torch.save(model.state_dict(), sys.argv[1] + ".pt")
+    return sys.argv[1] + ".pt"
+
+hook = Hook(sys.argv[1], model=model, optimizer=optimizer, checkpoint=checkpoint)
+for step in range(100000):
+    inputs = torch.randn(8, 4)
+    if step == int(sys.argv[2]):
+        inputs[0, 0] = float("nan")
+    optimizer.zero_grad()
+    (model(inputs) ** 2).mean().backward()
+    optimizer.step()
+    time.sleep(0.01)
+"""
+BAD_STEP = 400
+
+
+def stop() -> float:
+    """Seconds from a job's bad step to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        options = ["--stop", "--once", "--state", f"{folder}/state"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        watching = subprocess.Popen([sys.executable, "-m", "stepwatch.cli", "watch", folder, *options], **quiet)
+        subprocess.run([sys.executable, "-c", JOB, run, str(BAD_STEP)], **quiet, check=False)
+        watching.wait()
+        trace = Trace(run)
+        rows = trace.table("steps", columns=["time_ns"], steps=(BAD_STEP, BAD_STEP + 1))
+        end = trace.end(0)
+        assert end is not None and end.status == "stopped" and Path(f"{run}.pt").exists()
+        return float(end.time_ns - rows["time_ns"][0].as_py()) / 1e9
 
 
 class Fleet:
@@ -158,10 +204,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=10)
     parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--stop", action="store_true")
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watch:
         watch(options.watch)
+        return
+    if options.stop:
+        print(f"load average {os.getloadavg()[0]:.1f}")
+        for _ in range(5):
+            print(f"from the bad step to the end of the job, checkpoint included: {stop():.2f} s")
         return
     with tempfile.TemporaryDirectory() as folder:
         fleet = Fleet(Path(folder), options.runs, options.ranks)
