@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,7 @@ class Collection(collections.Collection):
         for module, directions in self.modules:
             if module not in names:
                 raise SMDebugError(f"collection {self.name}: {type(module).__name__} is no part of a registered model")
-            self.include([f"^{re.escape(names[module])}_{direction}_" for direction in directions])
+            self.include([f"{names[module]}_{direction}_" for direction in directions])
         self.modules.clear()
 
     def to_json_dict(self) -> dict[str, Any]:
