@@ -186,22 +186,22 @@ def _thresholds(spec: RuleSpec) -> list[Threshold]:
 def _last_allowed(spec: RuleSpec, parameter: str, present: float, factor: float) -> float:
     """The value farthest from the present one, up to this factor, that the rule takes."""
 
-    def allowed(share: float) -> bool:
+    def allowed(value: float) -> bool:
         try:
-            spec.with_parameter(parameter, present * factor**share).build()
+            spec.with_parameter(parameter, value).build()
         except RuleError:
             return False
         return True
 
-    if allowed(1.0):
+    if allowed(present * factor):
         return present * factor
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if allowed(middle) else (low, middle)
-    last = present * factor**low
+        low, high = (middle, high) if allowed(present * factor**middle) else (low, middle)
+    last = float(present * factor**low)
     written = float(f"{last:.6g}")
-    return written if allowed(math.log(written / present) / math.log(factor)) else last
+    return written if allowed(written) else last
 
 
 def _critical_positions(run: Path, thresholds: Sequence[Threshold]) -> list[float | None]:
@@ -250,6 +250,8 @@ def _propose(threshold: Threshold, positions: dict[str, float | None], rate: flo
     if len(positions) + 1 >= 1 / rate:
         by_rank = sorted(-1.0 if at is None else at for at in positions.values())
         worst = by_rank[-max(1, math.floor(rate * (len(positions) + 1) + 1e-9))]
+        if worst < 0:
+            return Proposal(threshold, critical, threshold.present, "kept", f"only {len(near)} runs come near")
         basis: Basis = "rank"
         note = ""
     elif len(near) < 2:

@@ -135,6 +135,8 @@ class GpuOverheating(_Held):
     metric = "throttled_thermal"
     metrics = frozenset({metric})
 
+    calibrated = (("share", "higher"),)
+
     def __init__(self, *, share: float = 0.2, seconds: float = 60.0) -> None:
         super().__init__(seconds)
         self.limit = self.share = positive("share", share)
@@ -160,6 +162,8 @@ class ContainerThrottled(_Held):
 
     metric = "throttled_percent"
     metrics = frozenset({metric})
+
+    calibrated = (("percent", "higher"),)
 
     def __init__(self, *, percent: float = 25.0, seconds: float = 60.0) -> None:
         super().__init__(seconds)
@@ -196,6 +200,8 @@ class GpuStarved(ProfilerRule):
     """
 
     metrics = frozenset({"utilization_percent"})
+
+    calibrated = (("percent", "lower"),)
 
     def __init__(self, *, percent: float = 30.0, seconds: float = 120.0, steps: int = 10) -> None:
         super().__init__()

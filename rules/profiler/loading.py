@@ -36,6 +36,8 @@ class DataLoadingBound(ProfilerRule):
         steps: steps of a stretch, at least.
     """
 
+    calibrated = (("share", "higher"),)
+
     def __init__(self, *, share: float = 0.4, seconds: float = 20.0, steps: int = 50) -> None:
         super().__init__()
         self.share = positive("share", share)

@@ -112,6 +112,8 @@ class StepTimeDrift(ProfilerRule):
         seconds: time since the first block, at least.
     """
 
+    calibrated = (("factor", "higher"),)
+
     def __init__(self, *, factor: float = 1.5, steps: int = 100, seconds: float = 60.0) -> None:
         super().__init__()
         if factor <= 1:
@@ -192,6 +194,8 @@ class SlowCheckpointing(ProfilerRule):
         checkpoints: so many must have been written.
         seconds: time of training that is judged, at least.
     """
+
+    calibrated = (("share", "higher"),)
 
     def __init__(self, *, share: float = 0.1, checkpoints: int = 3, seconds: float = 300.0) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ class StragglerRank(ProfilerRule):
         seconds: time that they must take, at least.
     """
 
+    calibrated = (("share", "higher"),)
+
     def __init__(self, *, share: float = 0.2, steps: int = 50, seconds: float = 10.0) -> None:
         super().__init__()
         if steps < 10:

@@ -133,6 +133,7 @@ class SaturatedActivation(Rule):
     """
 
     severity = Severity.WARNING
+    calibrated = (("slope", "lower"),)
 
     def __init__(self, *, slope: float = 0.03, patience: int = 20) -> None:
         if not 0 < slope < 1:

@@ -73,6 +73,8 @@ class ReplicaDrift(Rule):
 
     compares_ranks = True
 
+    calibrated = (("tolerance", "higher"),)
+
     def __init__(self, *, tolerance: float = 1e-5, patience: int = 10, span: int = 50) -> None:
         if patience < 2:
             raise ValueError(f"patience is {patience}; expected 2 or more")

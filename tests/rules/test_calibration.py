@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stepwatch.rules.calibration import Proposal, calibrate, student_t
-from stepwatch.rules.catalogue import RuleSpec, configure
+from stepwatch.rules.catalogue import RULE_SETS, RuleSpec, configure, parameters_of
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.finding import Coverage, Finding
 from stepwatch.rules.rule import Rule
@@ -104,6 +104,13 @@ def test_students_t_is_that_of_the_tables(freedom: int, probability: float, tabl
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, count: int, rate: float, said: str) -> None:
     with pytest.raises(RuleError, match=said):
         calibrate(runs_with(tmp_path, [20.0] * count), [RuleSpec(LargeLoss)], rate)
+
+
+@pytest.mark.parametrize("rule", sorted({rule for rules in RULE_SETS.values() for rule in rules}, key=str))
+def test_thresholds_that_rules_name_are_numbers_of_theirs(rule: type[Rule]) -> None:
+    numbers = {p.name: p.default for p in parameters_of(rule) if isinstance(p.default, float)}
+    for parameter, quieter in rule.calibrated:
+        assert numbers[parameter] > 0 and quieter in ("higher", "lower")
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
