@@ -15,6 +15,9 @@ _WHOLE_TENSORS = 32
 """Rows of whole tensors in a piece, of which a few may fill the memory."""
 
 
+_KEPT = 64
+
+
 @dataclass
 class _Progress:
     """How far one attempt's files were read.
@@ -51,17 +54,33 @@ class TableCursor:
         self._columns = list(columns)
         self._piece = piece or (_WHOLE_TENSORS if "data" in self._columns else ROW_GROUP_ROWS)
         self._progress: dict[int, _Progress] = {}
+        self._listed: set[tuple[int, int]] = set()
 
     def read(self) -> Iterator[pa.Table]:
         """New rows, in pieces; may be left before its end and called again."""
         while True:
-            part = next((part for part in list_parts(self._folder) if self._is_new(part)), None)
+            parts = list_parts(self._folder)
+            self._forget(parts)
+            part = next((part for part in parts if self._is_new(part)), None)
             if part is None:
                 return
             try:
                 yield from self._read_part(part)
             except FileNotFoundError:
                 continue  # joined with others since it was listed
+
+    def _forget(self, parts: Sequence[Part]) -> None:
+        """Drop what is known of files that were joined: a file that is joined later begins where one of these does.
+
+        A file must be missing from two listings: one that is made while files are joined may hold neither the parts
+        nor the whole.
+        """
+        there = {(part.attempt, part.first) for part in parts}
+        listed, self._listed = self._listed | there, there
+        if sum(len(progress.rows_before) for progress in self._progress.values()) < 2 * len(parts) + _KEPT:
+            return
+        for attempt, progress in self._progress.items():
+            progress.rows_before = {f: rows for f, rows in progress.rows_before.items() if (attempt, f) in listed}
 
     def _is_new(self, part: Part) -> bool:
         progress = self._progress.get(part.attempt)

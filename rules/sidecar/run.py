@@ -134,10 +134,11 @@ class WatchedRun:
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
         self.trace.refresh()
-        if live:
-            findings = self._analysis.poll(changed) if changed else []
-        else:
+        findings: list[Finding] = []
+        if not live:
             findings = self._analysis.conclude()
+        elif changed:
+            findings = self._analysis.poll(changed)
         if live:
             findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]

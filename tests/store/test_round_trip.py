@@ -223,3 +223,18 @@ def test_bytes_on_disk_per_tensor_and_step(tmp_path: Path) -> None:
     assert size / (50 * 400) < 60
     metadata = pq.read_metadata(next((tmp_path / "run" / "stats").rglob("*.parquet")))
     assert metadata.num_rows == 50 * 400
+
+
+def test_a_cursor_over_a_long_run_remembers_no_more_than_there_are_files(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path / "run")
+    cursor = TableCursor(Trace(tmp_path / "run"), "steps", 0, ["step", "mode"])
+    seen: list[int] = []
+    for step in range(300):
+        writer.submit(StepRecord(step, "TRAIN", step, 0))
+        writer.flush()
+        if step % 7 == 0:
+            seen += [number for piece in cursor.read() for number in piece["step"].to_pylist()]
+    writer.close("finished")
+    seen += [number for piece in cursor.read() for number in piece["step"].to_pylist()]
+    assert seen == list(range(300))
+    assert sum(len(progress.rows_before) for progress in cursor._progress.values()) < 150
