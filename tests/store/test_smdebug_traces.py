@@ -163,6 +163,38 @@ def test_a_step_waits_for_all_workers(exported: Path) -> None:
     assert trial.workers() == ["worker_0", "worker_1"]
 
 
+INDEX = {
+    "meta": {"mode": "TRAIN", "mode_step": 3, "event_file_name": "events/000000000003/000000000003_worker_0.tfevents"},
+    "tensor_payload": [{"tensorname": "x", "start_idx": 0, "length": 97}],
+    "shape_payload": [{"tensorname": "x", "originalname": "x", "shape": [2, 3]}],
+}
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["meta", "tensor_payload", "shape_payload"]), st.text(max_size=9), anything)
+def test_an_index_with_anything_in_it_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, part: str, key: str, value: object
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    (folder / "index" / "000000000").mkdir(parents=True, exist_ok=True)
+    (folder / "events").mkdir(exist_ok=True)
+    known = list(INDEX["meta"]) if part == "meta" else list(INDEX[part][0])
+    field = known[len(key) % len(known)]
+    content = json.loads(json.dumps(INDEX))
+    (content["meta"] if part == "meta" else content[part][0])[field] = value
+    (folder / "index" / "000000000" / "000000000003_worker_0.json").write_text(json.dumps(content))
+    try:
+        (step,) = SMDebugDirectory(folder).poll()
+        assert step.step == 3 and all(isinstance(name, str) for name in step.names())
+    except TraceError as error:
+        assert "000000000003_worker_0.json" in str(error)
+
+
 numbers = hnp.arrays(
     st.sampled_from(["f2", "f4", "f8", "i4", "i8", "u1", "?", "c16"]), hnp.array_shapes(min_dims=0, max_dims=4)
 )
@@ -224,7 +256,17 @@ def test_an_index_that_lies_is_refused(exported: Path, field: str, value: int, m
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "{}", '{"meta": {}}', '{"meta": {"mode": "x", "mode_step": 1}}', "[" * 100_000, '{"meta": 3}']
-    + [json.dumps({"meta": {"mode": "TRAIN", "mode_step": 0, "event_file_name": name}}) for name in ("/x", "../x", 3)],
+    + [json.dumps({"meta": {"mode": "TRAIN", "mode_step": 0, "event_file_name": name}}) for name in ("/x", "../x", 3)]
+    + [json.dumps({"meta": {"mode": "TRAIN", "mode_step": count}}) for count in (10**30, 1.5, None)]
+    + [
+        json.dumps({"meta": {"mode": "TRAIN", "mode_step": 0}, "shape_payload": [shape]})
+        for shape in (
+            {"tensorname": "half \ud800 a character", "shape": []},
+            {"tensorname": "x", "shape": [1e400]},
+            {"shape": []},
+            3,
+        )
+    ],
 )
 def test_a_damaged_index_is_refused(exported: Path, content: str) -> None:
     path = exported / "index" / "000000000" / "000000000000_worker_0.json"

@@ -212,13 +212,13 @@ def _read_index(path: Path, step: int, worker: str) -> IndexedStep:
     content = _read_object(path)
     try:
         meta = content["meta"]
-        mode, mode_step, events = str(meta["mode"]), int(meta["mode_step"]), meta.get("event_file_name")
+        mode, mode_step, events = str(meta["mode"]), _count(meta["mode_step"]), meta.get("event_file_name")
         ModeKeys[mode]
         if events is not None and (not isinstance(events, str) or Path(events).is_absolute() or ".." in events):
             raise ValueError(f"event_file_name is {events!r}; expected a path below the directory")
         found = IndexedStep(step, _worker(worker), mode, mode_step, events)
         for entry in content.get("tensor_payload") or ():
-            name, offset, length = str(entry["tensorname"]), int(entry["start_idx"]), int(entry["length"])
+            name, offset, length = _name(entry["tensorname"]), _count(entry["start_idx"]), _count(entry["length"])
             if offset < 0 or length < 0:
                 raise ValueError(f"{name} is at {offset} with length {length}; expected numbers from 0")
             if name.startswith(REDUCTION_PREFIX):
@@ -227,12 +227,23 @@ def _read_index(path: Path, step: int, worker: str) -> IndexedStep:
             else:
                 found.tensors[name] = (offset, length)
         for entry in content.get("shape_payload") or ():
-            found.shapes[str(entry["tensorname"])] = tuple(int(size) for size in entry["shape"])
+            found.shapes[_name(entry["tensorname"])] = tuple(_count(size) for size in entry["shape"])
     except KeyError as error:
         raise TraceError(f"{path}: has no or an unknown {error}; expected an index of smdebug") from None
     except (AttributeError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: {error}") from None
     return found
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{value!r:.40} where a number of 64 bits was expected")
+    return value
+
+
+def _name(value: Any) -> str:
+    str(value).encode()  # half a character has no UTF-8, and can be stored nowhere
+    return str(value)
 
 
 def split_reduction(name: str) -> tuple[str, str, bool]:
