@@ -25,6 +25,7 @@ _FACTOR = 5.0
 _PATIENCE = 1800.0  # while a graph is compiled or a checkpoint is written, and before the first steps
 _MIN_STEPS = 10
 _LOOK_SECONDS = 1.0
+_COMPUTING = ("forward", "backward", "optimizer")
 _LAST_STEPS = 1000
 _STACK_SECONDS = 1.0
 _COMPILERS = re.compile(r"/(torch/_dynamo|torch/_inductor|triton|torch_xla)/")
@@ -137,8 +138,8 @@ class HangWatch:
         waiting = f"; ranks {', '.join(map(str, others))} stand still as well" if others else ""
         return Finding(
             rule=RULE,
-            # Outside the phases that are the hook's to see, the script may be doing something of its own.
-            severity=Severity.WARNING if phase == "script" else Severity.ERROR,
+            # Elsewhere the script may be at work on something of its own, or on a slow disk.
+            severity=Severity.ERROR if phase in _COMPUTING else Severity.WARNING,
             first_step=step,
             last_step=step,
             tensors=(),
