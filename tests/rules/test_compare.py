@@ -235,14 +235,15 @@ def test_the_command(baseline: Trace, tmp_path: Path) -> None:
 
 
 RECORDED = """
-import sys, torch
-from stepwatch.probe import Hook
-model = torch.nn.Linear(2, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-with Hook(sys.argv[1], model=model, optimizer=optimizer, system_interval=0):
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
+import sys
+from stepwatch.probe.code import code_version
+from stepwatch.probe.store.writer import TraceWriter
+TraceWriter(sys.argv[1], run_info={"code": code_version()}).close("finished")
 """
+
+
+def test_a_hook_records_the_code(baseline: Trace) -> None:
+    assert len(baseline.info.code["script"]) == 64
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")
