@@ -251,7 +251,9 @@ def _propose(threshold: Threshold, positions: dict[str, float | None], rate: flo
         by_rank = sorted(-1.0 if at is None else at for at in positions.values())
         worst = by_rank[-max(1, math.floor(rate * (len(positions) + 1) + 1e-9))]
         if worst < 0:
-            return Proposal(threshold, critical, threshold.present, "kept", f"only {len(near)} runs come near")
+            return Proposal(
+                threshold, critical, threshold.present, "kept", f"only {len(near)} of {len(positions)} come near"
+            )
         basis: Basis = "rank"
         note = ""
     elif len(near) < 2:
