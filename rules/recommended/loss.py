@@ -133,7 +133,7 @@ class LossNotDecreasing(Rule):
         """See the base class."""
         value = self._loss.observe(step)
         count = len(self._loss.values)
-        if value is None or self._fired or count < self.min_steps or not due(count, 10):
+        if value is None or self._fired or count < self.min_steps or not due(count, 10) or self._loss.signed:
             return
         values = np.array(self._loss.values)
         if not np.isfinite(values).all():
@@ -165,7 +165,7 @@ class LossNotDecreasing(Rule):
 
     def coverage(self) -> Coverage:
         """See the base class."""
-        return self._loss.coverage(self.min_steps, self._margin, self._loss.name)
+        return self._loss.coverage(self.min_steps, self._margin, self._loss.name, progress=True)
 
 
 class StalledLoss(Rule):
@@ -217,6 +217,8 @@ class StalledLoss(Rule):
         count = len(self._loss.values) - self._begin
         if value is None or self._said is Severity.ERROR or count < self.min_steps or not due(count, 50):
             return
+        if self._loss.signed:
+            return
         values = np.array(self._loss.values[self._begin :])
         if not np.isfinite(values).all():
             return
@@ -262,7 +264,7 @@ class StalledLoss(Rule):
 
     def coverage(self) -> Coverage:
         """See the base class."""
-        return self._loss.coverage(self.min_steps + self._begin, self._margin, self._loss.name)
+        return self._loss.coverage(self.min_steps + self._begin, self._margin, self._loss.name, progress=True)
 
 
 class OscillatingLoss(Rule):

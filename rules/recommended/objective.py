@@ -45,7 +45,7 @@ class UnboundedLoss(Rule):
         """See the base class."""
         value = self._loss.observe(step)
         count = len(self._loss.values)
-        if value is None or self._fired or count < self.min_steps or count % _EVERY:
+        if value is None or self._fired or count < self.min_steps or count % _EVERY or self._loss.signed:
             return
         values = np.array(self._loss.values)
         few = max(count // 20, 5)
@@ -72,7 +72,7 @@ class UnboundedLoss(Rule):
 
     def coverage(self) -> Coverage:
         """See the base class."""
-        return self._loss.coverage(self.min_steps, self._margin, self._loss.name)
+        return self._loss.coverage(self.min_steps, self._margin, self._loss.name, progress=True)
 
 
 def _around(values: NDArray[np.float64], few: int) -> NDArray[np.float64]:

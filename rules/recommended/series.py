@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stepwatch.rules.finding import Coverage
 from stepwatch.rules.step import Step
 
+_FIRST = 20
 _CAPTURED = re.compile(r"_output_\d+$")
 
 
@@ -55,8 +56,16 @@ class TrainingLoss:
         """Whether there is more than one training loss."""
         return len(self._names) > 1
 
-    def missing(self, needed: int) -> tuple[str, ...]:
-        """Why there is no verdict yet, for a rule that needs this many steps."""
+    @property
+    def signed(self) -> bool:
+        """Whether it is of both signs from its start, as the loss of a policy gradient: no measure of progress."""
+        first = self.values[:_FIRST]
+        return min(first, default=0.0) < 0 < max(first, default=0.0)
+
+    def missing(self, needed: int, *, progress: bool = False) -> tuple[str, ...]:
+        """Why there is no verdict yet, for a rule that needs this many steps, perhaps to judge progress."""
+        if progress and self.signed:
+            return ("a training loss of both signs from its start: it is no measure of progress",)
         if self.several:
             return (f"several training losses ({', '.join(sorted(self._names))}): no main one",)
         if not self.values:
@@ -65,9 +74,11 @@ class TrainingLoss:
             return (f"{len(self.values)} steps with a loss; at least {needed} are needed",)
         return ()
 
-    def coverage(self, needed: int, margin: float | None = None, closest: str = "") -> Coverage:
-        """Coverage of a rule that judges this series once it has ``needed`` steps."""
-        missing = self.missing(needed)
+    def coverage(
+        self, needed: int, margin: float | None = None, closest: str = "", *, progress: bool = False
+    ) -> Coverage:
+        """Coverage of a rule that judges this series, or the progress in it, once it has ``needed`` steps."""
+        missing = self.missing(needed, progress=progress)
         return Coverage(
             decided=not missing,
             steps=len(self.values),

@@ -103,3 +103,22 @@ def test_a_run_that_has_only_begun_is_not_judged(tmp_path: Path) -> None:
     result = train(tmp_path / "run", "NoBetterThanGuessing", nn.CrossEntropyLoss(), steps=100, shuffled=True)
     assert result.status is Status.STOPPED
     assert not result.coverage.decided
+
+
+def test_the_loss_of_a_policy_gradient_is_no_measure_of_progress(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    policy, best = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 5)), torch.randn(4, 5)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
+    with Hook(tmp_path / "run", model=policy, optimizer=optimizer, system_interval=0):
+        for _ in range(400):
+            optimizer.zero_grad()
+            state = torch.randn(32, 4)
+            choice = torch.distributions.Categorical(logits=policy(state))
+            action = choice.sample()
+            reward = (state @ best).gather(1, action[:, None])[:, 0]
+            (-(choice.log_prob(action) * reward).mean()).backward()
+            optimizer.step()
+    rules = configure(["LossNotDecreasing", "StalledLoss", "UnboundedLoss"])
+    for result in analyze(Trace(tmp_path / "run"), rules).results:
+        assert result.status is Status.STOPPED
+        assert "both signs" in " ".join(result.coverage.missing)
