@@ -265,6 +265,8 @@ class _Recorder(TensorRecorder):
 
 def _reduce(tensor: torch.Tensor, name: str) -> torch.Tensor | None:
     """A reduction as smdebug makes it when it saves: deviations over n - 1, norms of all entries."""
+    if tensor.numel() < 2 and name.removeprefix("abs_") in ("std", "variance"):
+        return torch.tensor(torch.nan)  # as torch has it, without its warning
     entries = tensor.detach().abs() if name.startswith("abs_") else tensor.detach()
     try:
         found: torch.Tensor = _OPERATIONS[name.removeprefix("abs_")](entries)

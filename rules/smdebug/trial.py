@@ -19,7 +19,7 @@ from stepwatch.probe.smdebug.errors import SMDebugValueError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
-from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory
+from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory, reduction_dtype
 from stepwatch.rules.exceptions import MissingCollectionFiles
 from stepwatch.rules.step import Stats, Step, TensorSet
 from stepwatch.rules.tensor import Array
@@ -240,7 +240,7 @@ class ImportedTrial(_AsSaved, TraceTrial):
     def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
         """Reductions that were saved of a tensor at a step."""
         found = {}
-        dtype = np.dtype(self._infos[name].dtype or "float32")
+        dtype = reduction_dtype(self._infos[name].dtype)
         for reduction in (*_REDUCTIONS, *_ORDERS):
             for of_magnitudes in (False, True):
                 quantity = f"{REDUCTION_QUANTITY}{'abs_' if of_magnitudes else ''}{reduction}"

@@ -178,3 +178,21 @@ def test_our_rules_judge_it_and_it_can_be_exported(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert create_trial(tmp_path / "theirs").steps() == create_trial(tmp_path / "run").steps() == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("error")
+def test_types_that_smdebug_fails_at(tmp_path: Path) -> None:
+    """bfloat16, which NumPy lacks, and labels, of which there is no mean."""
+    config = ReductionConfig(["mean", "std", "max"], save_raw_tensor=True)
+    hook = Hook(str(tmp_path / "run"), reduction_config=config, save_config=SaveConfig(save_interval=1), save_all=True)
+    model, loss_fn = nn.Linear(3, 2).to(torch.bfloat16), nn.CrossEntropyLoss()
+    hook.register_module(model)
+    hook.register_loss(loss_fn)
+    loss_fn(model(torch.ones(4, 3, dtype=torch.bfloat16)).float(), torch.tensor([0, 1, 1, 0])).backward()
+    hook.close()
+    trial = create_trial(tmp_path / "run")
+    weight = trial.tensor("Linear_weight")
+    assert weight.value(0).dtype == "float32"
+    assert weight.reduction_value(0, "max") == weight.value(0).max()
+    assert list(trial.tensor("CrossEntropyLoss_input_1").reduction_values(0)) == [("max", False)]
+    assert any("mean of CrossEntropyLoss_input_1 is not saved" in note for note in Trace(tmp_path / "run").notes)

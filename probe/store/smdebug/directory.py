@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store import remote
@@ -255,6 +257,14 @@ def split_reduction(name: str) -> tuple[str, str, bool]:
 def reduction_name(tensor: str, reduction: str, of_magnitudes: bool) -> str:
     """Inverse of :func:`split_reduction`."""
     return f"{REDUCTION_PREFIX}{'abs_' if of_magnitudes else ''}{reduction}/{tensor}"
+
+
+def reduction_dtype(dtype: str) -> np.dtype[Any]:
+    """Type of a saved reduction of a tensor whose type has this name, which may be one that NumPy does not have."""
+    try:
+        return np.dtype(dtype or "float32")
+    except TypeError:
+        return np.dtype("float32")
 
 
 def _worker(name: str) -> str:

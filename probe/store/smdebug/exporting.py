@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
-from stepwatch.probe.store.smdebug.directory import COLLECTIONS_FOLDER, END_FILE, reduction_name
+from stepwatch.probe.store.smdebug.directory import COLLECTIONS_FOLDER, END_FILE, reduction_dtype, reduction_name
 from stepwatch.probe.store.smdebug.event import Event, encode
 
 _STEPS_AT_A_TIME = 100
@@ -90,7 +90,7 @@ def _events(trace: Trace, rank: int, *, as_recorded: bool) -> Iterator[tuple[Key
                 if quantity == SHAPE_QUANTITY:
                     shapes[name] = [int(size) for size in vector]
                 elif quantity.startswith(REDUCTION_QUANTITY):
-                    dtype = np.dtype(dtypes.get(name) or "float32")
+                    dtype = reduction_dtype(dtypes.get(name, ""))
                     reduction = quantity.removeprefix(REDUCTION_QUANTITY)
                     tensors[_reduction(name, reduction)] = np.array(vector[0], dtype)
             if not as_recorded:
