@@ -121,10 +121,12 @@ class Outbox:
                 return
         self._streak = self._streak + 1 if self._recently() else 0
         self._sent_at = time.monotonic()
+        # In this order: until it is known that all was told, the message can be sent again as it was.
         for key in keys:
             (self._folder / "sent" / key).touch()
-            (self._folder / "waiting" / f"{key}.json").unlink(missing_ok=True)
         (self._folder / "sending.json").unlink(missing_ok=True)
+        for key in keys:
+            (self._folder / "waiting" / f"{key}.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process deliver."""
@@ -135,7 +137,8 @@ class Outbox:
 
     def _collect(self, now: bool) -> dict[str, Any]:
         """A message of all that waits, if it is time for one."""
-        names = self._waiting()
+        told = set(os.listdir(self._folder / "sent"))
+        names = [name for name in self._waiting() if name.removesuffix(".json") not in told]
         if not names:
             return {}
         if not now:
@@ -169,10 +172,13 @@ class Outbox:
         write_json(self._folder / "sending.json", {**content, "tries": tries, "again_at": time.time() + pause})
 
     def _prune(self) -> None:
-        """Forget what was told a month ago."""
-        if self._pruned:
+        """Forget what was told a month ago, and what a process that died has left of what was told."""
+        if self._pruned or (self._folder / "sending.json").exists():
             return
         self._pruned = True
+        for name in self._waiting():
+            if (self._folder / "sent" / name.removesuffix(".json")).exists():
+                (self._folder / "waiting" / name).unlink()
         for entry in os.scandir(self._folder / "sent"):
             if time.time() - entry.stat().st_mtime > _KEEP_SECONDS:
                 os.unlink(entry)

@@ -122,6 +122,36 @@ def test_a_message_that_is_not_delivered_survives_a_restart_and_keeps_its_id(
     assert steps(server)[2:] == [[4]]
 
 
+def test_a_process_that_dies_after_sending_sends_the_very_same_again_or_nothing(
+    tmp_path: Path, run: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies at the first file that it removes, and then at the second."""
+    for number, messages in ((1, 2), (2, 1)):
+        server.requests.clear()
+        box = Outbox(tmp_path / f"outbox-{number}", Webhook(server.url))
+        for step in (3, 4, 5):
+            NotifyAction([box]).apply(finding(step), run)
+        left = [number]
+        remove = Path.unlink
+
+        def die(path: Path, missing_ok: bool = False, left: list[int] = left, remove: Any = remove) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            remove(path, missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", die)
+            with pytest.raises(KeyboardInterrupt):
+                box.deliver(now=True)
+        box.close()
+        again = Outbox(tmp_path / f"outbox-{number}", Webhook(server.url))
+        again.deliver(now=True)
+        again.deliver(now=True)
+        assert len(server.bodies) == messages and server.bodies[0] == server.bodies[-1]
+        assert sorted(steps(server)[0]) == [3, 4, 5]
+
+
 def test_a_message_that_is_refused_is_given_up_loudly(
     tmp_path: Path, run: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
