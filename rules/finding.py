@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +110,20 @@ class Coverage:
     missing: tuple[str, ...] = ()
     margin: float | None = None
     closest: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        steps: Sequence[int],
+        *,
+        tensors: int,
+        missing: tuple[str, ...],
+        margin: float | None = None,
+        closest: str = "",
+    ) -> Coverage:
+        """That of a rule which judged these steps, and decided unless something was missing."""
+        first, last = (steps[0], steps[-1]) if steps else (None, None)
+        return cls(not missing, len(steps), first, last, tensors, missing, margin, closest)
 
     def to_json(self) -> dict[str, Any]:
         """The ``coverage`` object of ``--json``."""

@@ -107,11 +107,8 @@ class DeadRelu(Rule):
             missing = ("no output of a ReLU module was recorded (functional calls cannot be seen)",)
         elif len(self._steps) < 10:
             missing = (f"{len(self._steps)} saved steps; at least 10 are needed",)
-        return Coverage(
-            decided=not missing,
-            steps=len(self._steps),
-            first_step=self._steps[0] if self._steps else None,
-            last_step=self._steps[-1] if self._steps else None,
+        return Coverage.of(
+            self._steps,
             tensors=len(self._layers),
             missing=missing,
             margin=self._margin,
@@ -215,11 +212,8 @@ class SaturatedActivation(Rule):
             missing = ("no output of a hidden sigmoid or tanh module was recorded (functional calls cannot be seen)",)
         elif len(self._steps) < self.patience:
             missing = (f"{len(self._steps)} saved steps; at least {self.patience} are needed",)
-        return Coverage(
-            decided=not missing,
-            steps=len(self._steps),
-            first_step=self._steps[0] if self._steps else None,
-            last_step=self._steps[-1] if self._steps else None,
+        return Coverage.of(
+            self._steps,
             tensors=len(self._layers),
             missing=missing,
             margin=self._margin,

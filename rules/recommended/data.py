@@ -120,11 +120,8 @@ class ClassImbalance(Rule):
             missing = (f"no labels of a cross-entropy loss were recorded after step {self.warm_up}",)
         elif self._steps[-1] < needed:
             missing = (f"labels up to step {self._steps[-1]}; it judges from step {needed} on",)
-        return Coverage(
-            decided=not missing,
-            steps=len(self._steps),
-            first_step=self._steps[0] if self._steps else None,
-            last_step=self._steps[-1] if self._steps else None,
+        return Coverage.of(
+            self._steps,
             tensors=1 if self._name else 0,
             missing=missing,
             margin=self._margin,

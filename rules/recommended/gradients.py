@@ -113,11 +113,8 @@ class VanishingGradient(Rule):
             missing = (f"{self._seen_layers} layers; depth means something from {self.min_layers} on",)
         elif len(self._steps) < self.patience:
             missing = (f"{len(self._steps)} saved steps; at least {self.patience} are needed",)
-        return Coverage(
-            decided=not missing,
-            steps=len(self._steps),
-            first_step=self._steps[0] if self._steps else None,
-            last_step=self._steps[-1] if self._steps else None,
+        return Coverage.of(
+            self._steps,
             tensors=self._seen_layers,
             missing=missing,
             margin=self.ratio / self._lowest if 0 < self._lowest < math.inf else None,

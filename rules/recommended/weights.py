@@ -167,11 +167,8 @@ class PoorWeightInitialization(Rule):
             missing = (f"nothing was saved in the first {_FIRST_STEPS} steps",)
         elif not self._looked:
             missing = ("no tensors of the first steps were recorded",)
-        return Coverage(
-            decided=not missing,
-            steps=len(self._looked),
-            first_step=self._looked[0] if self._looked else None,
-            last_step=self._looked[-1] if self._looked else None,
+        return Coverage.of(
+            self._looked,
             tensors=self._tensors,
             missing=missing,
             margin=self._margin,
@@ -270,11 +267,8 @@ class UnchangedTensor(Rule):
                 f"{len(self._steps)} saved steps over {spanned} steps; "
                 f"at least {self.saved_steps} over {self.span} are needed",
             )
-        return Coverage(
-            decided=not missing,
-            steps=len(self._steps),
-            first_step=self._steps[0] if self._steps else None,
-            last_step=self._steps[-1] if self._steps else None,
+        return Coverage.of(
+            self._steps,
             tensors=len(self._pairs_of(self._layout)[0]) if self._layout else 0,
             missing=missing,
         )
