@@ -66,6 +66,11 @@ def named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]
         yield None, model  # type: ignore[misc]
 
 
+def is_traced() -> bool:
+    """Whether torch compiles, or captures a CUDA graph: what is called now is called once, for many steps."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+
+
 @functools.cache
 def loss_name(name: str) -> str:
     """Name of a loss in tensor names: it says that it is one, as smdebug's expression wants."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
 
 _WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
@@ -193,7 +194,7 @@ class ModelCapture:
 
     def _make_order_hook(self, path: str) -> Callable[..., None]:
         def note_order(module: nn.Module, args: Any) -> None:
-            if not torch.compiler.is_compiling():
+            if not is_traced():
                 self._order.setdefault(path, len(self._order))
 
         return note_order
@@ -202,14 +203,14 @@ class ModelCapture:
 
     def _hear_output(self, tap: Tap) -> Callable[..., None]:
         def see_output(module: nn.Module, args: Any, output: Any) -> None:
-            if self._armed and not torch.compiler.is_compiling():
+            if self._armed and not is_traced():
                 self._on_tensors(tap, module, (output,) if isinstance(output, torch.Tensor) else list(flatten(output)))
 
         return see_output
 
     def _hear_inputs(self, tap: Tap) -> Callable[..., None]:
         def see_inputs(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._armed and not torch.compiler.is_compiling():
+            if self._armed and not is_traced():
                 self._on_tensors(tap, module, list(flatten((args, kwargs))))
 
         return see_inputs

@@ -24,6 +24,7 @@ from stepwatch.probe.arguments import (
     check_arguments,
     has_closure,
     is_recorded,
+    is_traced,
     learning_rates,
     loss_name,
     named_models,
@@ -384,20 +385,20 @@ class Hook:
         else:
             self.close("exception", lifecycle.describe_exception(kind, error))
 
-    # -- what torch calls; under torch.compile these are traced, and leave nothing in the graph --------
+    # -- what torch calls; traced, these leave nothing in the graph --------------------------
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._begin_forward(module)
             if not self._steps.by_optimizer:
                 self._stop_if_due()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._end_forward(output)
 
     def _after_loss(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._see_loss(module, args, output)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.lifecycle import describe_exception
 from stepwatch.probe.stopping import TrainingStopped
@@ -114,7 +115,7 @@ class _Discovery:
             print("stepwatch: nothing was recorded: no model was called", file=sys.stderr)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return
         self._depth += 1
         if self._depth > 1 or module in self._seen:
@@ -133,7 +134,7 @@ class _Discovery:
             self._hook._before_forward(module, ())
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._depth = max(self._depth - 1, 0)
 
     def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

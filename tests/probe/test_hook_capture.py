@@ -607,3 +607,24 @@ def test_a_half_precision_model_with_master_weights_in_the_optimizer(tmp_path: P
     stats = frame(tmp_path / "run", "stats").sort_values("step").groupby("name")["l2"].apply(list)
     assert stats["gradient/Net_fc2.weight"] == pytest.approx(gradients, rel=1e-5)
     assert stats["Net_fc2.weight"] == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_that_runs_as_a_cuda_graph(tmp_path: Path, make_hook) -> None:
+    model = Net().cuda()
+    x = torch.randn(16, 6, device="cuda")
+    y = torch.randint(0, 3, (16,), device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = make_hook(model=model, optimizer=optimizer)
+    graphed = torch.cuda.make_graphed_callables(model, (x,))
+    expected = []
+    for _ in range(4):
+        optimizer.zero_grad(set_to_none=False)
+        functional.cross_entropy(graphed(x), y).backward()
+        expected.append(model.fc1.weight.grad.norm().item())
+        optimizer.step()
+    hook.close()
+    gradients = frame(tmp_path / "run", "stats", names=["gradient/Net_fc1.weight"])
+    np.testing.assert_allclose(gradients["l2"], expected, rtol=1e-5)
+    assert Trace(tmp_path / "run").counters == {}
