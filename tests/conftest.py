@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.smdebug_reference import KINDS, REFERENCE, job
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: ours would ignore Ctrl-C with us
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch does when it likes

@@ -251,6 +251,7 @@ def test_webhook_posts_the_documented_object(run: Path, serve: Any) -> None:
                     "suggestion": "lower the learning rate",
                     "evidence": {"last": [1.0, "nan"], "unit": "norm"},
                     "rank": 0,
+                    "docs": "",
                 },
             }
         ],
