@@ -188,6 +188,7 @@ def _look(page: Any, address: str) -> None:
     report.locator("h1").wait_for(timeout=60_000)
     report.locator(".bk-Figure, .bk-Canvas, canvas").first.wait_for(timeout=60_000)
     state = page.locator("#state")
+    page.locator("#state", has_text="step ").wait_for(timeout=60_000)
     before = int(state.inner_text().split("step ")[1].split(",")[0])
     deadline = time.monotonic() + 60
     while int(state.inner_text().split("step ")[1].split(",")[0]) <= before and time.monotonic() < deadline:
