@@ -16,9 +16,8 @@ from stepwatch.probe.statistics import PendingStatistics, measure
 from stepwatch.probe.store.schema import STAT_COLUMNS
 
 _SHARE = 0.0025  # of the step time
-_SECONDS_PER_TENSOR = 1.2e-6
+_SECONDS_PER_TENSOR, _SECONDS_PER_ENTRY = 1.5e-6, 0.5e-9
 _FEWEST, _MOST = 2, 32
-_MOST_ENTRIES = 1 << 20
 _NORMS_SECONDS, _STATISTICS_SECONDS = 50e-6, 250e-6  # what the launches take, on an accelerator
 
 
@@ -69,8 +68,7 @@ class GradientGuard:
         """
         if step_seconds * _SHARE < self._affordable:
             self._affordable = step_seconds * _SHARE
-            count = min(max(int(self._affordable / _SECONDS_PER_TENSOR), _FEWEST), _MOST)
-            self._watched = _spread(self._gradients, count)
+            self._watched = _spread(self._gradients, self._affordable)
         pairs = [(each.name, gradient) for each in self._watched if (gradient := each.parameter.grad) is not None]
         names, gradients = [name for name, _ in pairs], [gradient for _, gradient in pairs]
         if pairs and not gradients[0].is_cpu:
@@ -96,9 +94,20 @@ class GradientGuard:
         return Glance([], PendingStatistics(lambda: _NO_ROWS))
 
 
-def _spread(gradients: Sequence[Watched], count: int) -> list[Watched]:
-    """The smallest of each of ``count`` parts of equal length."""
+def _spread(gradients: Sequence[Watched], seconds: float) -> list[Watched]:
+    """The smallest of each of as many parts of equal length as can be looked at in that time, but two at least."""
+    count = min(max(int(seconds / _SECONDS_PER_TENSOR), _FEWEST), _MOST, max(len(gradients) // 2, _FEWEST))
     bounds = sorted({len(gradients) * part // count for part in range(count + 1)})
     parts = [gradients[first:end] for first, end in pairwise(bounds)]
-    smallest = [min(part, key=lambda each: each.parameter.numel()) for part in parts]
-    return [each for each in smallest if each.parameter.numel() <= _MOST_ENTRIES]
+    smallest = sorted((min(part, key=_entries) for part in parts), key=_entries)
+    left = seconds
+    chosen: list[Watched] = []
+    for each in smallest:
+        left -= _SECONDS_PER_TENSOR + _entries(each) * _SECONDS_PER_ENTRY
+        if left >= 0 or len(chosen) < _FEWEST:
+            chosen.append(each)
+    return chosen
+
+
+def _entries(watched: Watched) -> int:
+    return watched.parameter.numel()
