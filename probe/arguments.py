@@ -68,7 +68,9 @@ def named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]
 
 def is_traced() -> bool:
     """Whether torch compiles, or captures a CUDA graph: what is called now is called once, for many steps."""
-    return torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 @functools.cache
