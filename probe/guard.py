@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from stepwatch.probe.store.schema import STAT_COLUMNS
 _SHARE = 0.0025  # of the step time
 _SECONDS_PER_TENSOR, _SECONDS_PER_ENTRY = 1.5e-6, 0.5e-9
 _FEWEST, _MOST = 2, 32
+_TRIED = 8  # looks after which their number is thought over
 _NORMS_SECONDS, _STATISTICS_SECONDS = 50e-6, 250e-6  # what the launches take, on an accelerator
 
 
@@ -57,6 +59,8 @@ class GradientGuard:
         self._watched: list[Watched] = []
         self._affordable = math.inf  # seconds
         self._sheet = StatisticsSheet()
+        self._quickest = math.inf  # seconds, of the last looks
+        self._looks = 0
         self._finite_at_last: Fetch | None = None
 
     def look(self, step_seconds: float) -> Glance | None:
@@ -69,6 +73,7 @@ class GradientGuard:
         if step_seconds * _SHARE < self._affordable:
             self._affordable = step_seconds * _SHARE
             self._watched = _spread(self._gradients, self._affordable)
+        began = perf_counter()
         pairs = [(each.name, gradient) for each in self._watched if (gradient := each.parameter.grad) is not None]
         names, gradients = [name for name, _ in pairs], [gradient for _, gradient in pairs]
         if pairs and not gradients[0].is_cpu:
@@ -78,7 +83,17 @@ class GradientGuard:
         if self._sheet.broken:
             return None
         matrix = self._sheet.matrix().copy()
+        self._hold_down(perf_counter() - began)
         return Glance(list(self._sheet.names), PendingStatistics(lambda: matrix))
+
+    def _hold_down(self, seconds: float) -> None:
+        """Look at half as many where even the quickest of some looks took longer than it may: memory was cold."""
+        self._quickest = min(self._quickest, seconds)
+        self._looks += 1
+        if self._looks % _TRIED == 0:
+            if self._quickest > self._affordable and len(self._watched) > _FEWEST:
+                self._watched = self._watched[::2]
+            self._quickest = math.inf
 
     def _look_at_device(self, names: list[str], gradients: list[torch.Tensor]) -> Glance | None:
         if self._finite_at_last is not None and self._finite_at_last.ready():

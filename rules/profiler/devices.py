@@ -33,15 +33,17 @@ class DeviceErrors(ProfilerRule):
     """A GPU reports errors: XID events, uncorrected ECC errors, memory rows that wait to be remapped."""
 
     severity = Severity.ERROR
-    metrics = frozenset({"xid", "ecc_uncorrected", "remapped_rows_pending"})
+    metrics = frozenset({"xid", "ecc_uncorrected", "remapped_rows_pending", "utilization_percent"})
 
     def __init__(self) -> None:
         super().__init__()
         self._base: dict[tuple[str, str], float] = {}
         self._said: set[tuple[str, str]] = set()
+        self._gpus: set[str] = set()
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        self._gpus.update(uuid for uuid, _ in sample.of("utilization_percent"))
         for uuid, code in sample.of("xid"):
             if (uuid, f"xid {code:.0f}") in self._said:
                 continue
@@ -77,13 +79,14 @@ class DeviceErrors(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.sampled else "the machine was not sampled"
+        return "" if self._gpus else "no GPU was sampled"
 
 
 class _Held(ProfilerRule):
     """The mean of a metric over some seconds reaches a limit."""
 
     metric: str
+    absent: str
     limit: float
 
     def __init__(self, seconds: float) -> None:
@@ -117,7 +120,7 @@ class _Held(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.sampled else "the machine was not sampled"
+        return "" if self._windows else self.absent
 
     def margin(self) -> float | None:
         """See the base class."""
@@ -133,6 +136,7 @@ class GpuOverheating(_Held):
     """
 
     metric = "throttled_thermal"
+    absent = "no GPU was sampled"
     metrics = frozenset({metric})
 
     calibrated = (("share", "higher"),)
@@ -161,6 +165,7 @@ class ContainerThrottled(_Held):
     """
 
     metric = "throttled_percent"
+    absent = "no limit of a container was sampled"
     metrics = frozenset({metric})
 
     calibrated = (("percent", "higher"),)
@@ -256,7 +261,7 @@ class GpuStarved(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self.sampled else "the machine was not sampled"
+        return "" if self._windows else "no GPU was sampled"
 
 
 _USED_BYTES = float(1 << 30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def test_pace_phases_loss_and_machine_are_shown(tmp_path: Path) -> None:
     assert "finished after 40 steps" in text
     assert "samples/s" in text
     assert "loss_output_0" in text
-    assert "loader 9" in text, "nine tenths of the step and more are spent waiting"
+    waiting = re.search(r"loader (\d+)", text)
+    assert waiting is not None and int(waiting[1]) > 60, "most of the step is spent waiting"
     for part in ("CPU", "memory", "resident", "none recorded"):
         assert part in text
 
