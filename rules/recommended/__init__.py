@@ -7,8 +7,8 @@ from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
 from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
-from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss, StalledLoss
-from stepwatch.rules.recommended.objective import NoBetterThanGuessing, UnboundedLoss
+from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
+from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule

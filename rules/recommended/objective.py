@@ -1,18 +1,129 @@
-"""Rules about what training achieves, whatever its loss says."""
+"""Rules about what training achieves: nothing, no bound, no information about the labels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, positive, spell
+from stepwatch.rules.recommended.series import (
+    EvalCurve,
+    LabelCounts,
+    RisingRate,
+    TrainingLoss,
+    block_medians,
+    due,
+    noise_of,
+    positive,
+    spell,
+    trend_z,
+)
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
 _EVERY = 50  # steps between two looks at a series
+
+
+class StalledLoss(Rule):
+    """The training loss never came down: the model has learned nothing.
+
+    Judged over the steps since the learning rate stopped rising, once there are ``min_steps``: their losses,
+    in 10 stretches, end less than ``gain`` below where they began, in relation to their size, show no falling
+    trend (Mann-Kendall, z > -2), and are quiet enough to be sure of it: three standard errors of the
+    difference between their halves would not make up for ``gain``. A small trend does not save a run whose
+    evaluation loss, over at least three evaluations, has not improved by ``gain`` either.
+
+    A loss that is flat because the model had converged before (a fine-tuning) looks the same; so where the
+    labels of a classifier are known the level is held against the entropy of their frequencies, which is
+    the loss of guessing: clearly below it (by more than ``guess``) there is no finding. Near it there is a
+    warning, and an error when it is still so after four times as many steps: some problems give way late.
+    Without that knowledge it is a warning after three times as many steps.
+
+    Args:
+        min_steps: steps before it judges.
+        gain: relative improvement below which nothing was learned.
+        guess: relative distance from the loss of guessing that still counts as guessing.
+    """
+
+    derived = ("class_counts",)
+    calibrated = (("gain", "lower"),)
+
+    def __init__(self, *, min_steps: int = 300, gain: float = 0.02, guess: float = 0.05) -> None:
+        positive("min_steps", min_steps)
+        positive("gain", gain)
+        positive("guess", guess)
+        self.min_steps = min_steps
+        self.gain = gain
+        self.guess = guess
+        self._loss = TrainingLoss()
+        self._evals = EvalCurve()
+        self._labels = LabelCounts()
+        self._rate = RisingRate()
+        self._begin = 0
+        self._said: Severity | None = None
+        self._margin = 0.0
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        self._labels.observe(step)
+        self._evals.observe(step)
+        value = self._loss.observe(step)
+        if self._rate.observe(step):
+            self._begin = len(self._loss.values)
+        count = len(self._loss.values) - self._begin
+        if value is None or self._said is Severity.ERROR or count < self.min_steps or not due(count, 50):
+            return
+        if self._loss.signed:
+            return
+        values = np.array(self._loss.values[self._begin :])
+        if not np.isfinite(values).all():
+            return
+        medians = block_medians(values, 10)
+        began, level = float(medians[0]), float(medians[-1])
+        gained = (began - level) / max(abs(began), 1e-12)
+        self._margin = max(self._margin, min(self.gain / max(gained, 1e-12), 1.0))
+        if gained >= self.gain or began <= 0 or medians.min() < began * (1 - 2 * self.gain):
+            return
+        if trend_z(medians) <= -2 and not self._evaluations_are_flat():
+            return
+        halves = block_medians(values, 2)
+        error = 1.25 * noise_of(values) * math.sqrt(4 / count)
+        if (halves[0] - halves[1] + 3 * error) / began >= self.gain:
+            return
+        guessing = self._labels.loss_of_guessing()
+        if count < 3 * self.min_steps if guessing is None else level < guessing * (1 - self.guess):
+            return
+        sure = guessing is not None and count >= 4 * self.min_steps
+        severity = Severity.ERROR if sure else Severity.WARNING
+        if severity is self._said:
+            return
+        self._said = severity
+        against = "" if guessing is None else f"; guessing by class frequency gives {spell(guessing)}"
+        yield self.finding(
+            step,
+            first_step=self._loss.steps[self._begin],
+            tensors=[self._loss.name],
+            value=level,
+            threshold=began * (1 - self.gain) if guessing is None else guessing,
+            message=f"the training loss is {spell(level)} after {count} steps and began at {spell(began)}: "
+            f"nothing was learned{against}",
+            suggestion="check that labels belong to their inputs, that gradients reach the weights and the "
+            "optimizer holds them, and that the learning rate is not far too small or too large; try to "
+            "overfit a single batch first",
+            evidence={"series": [self._loss.name], "unit": "loss"},
+            severity=severity,
+        )
+
+    def _evaluations_are_flat(self) -> bool:
+        values = self._evals.values
+        return len(values) >= 3 and not min(values) < values[0] * (1 - self.gain)
+
+    def coverage(self) -> Coverage:
+        """See the base class."""
+        return self._loss.coverage(self.min_steps + self._begin, self._margin, self._loss.name, progress=True)
 
 
 class UnboundedLoss(Rule):
