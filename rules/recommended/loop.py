@@ -16,10 +16,22 @@ class _UpdatesInARow(Rule):
 
     Args:
         updates: so many are a mistake, at least 2.
+
+    Attributes:
+        scalar: what the hook counts.
+        missing: what is missing where it recorded no such count.
+        message: sentence of a finding, with places for ``count`` and ``step``.
+        suggestion: what to try.
+        unit: of the count.
+        applied: whether the updates that are counted have been made, so that they lie before the step.
     """
 
     scalar: ClassVar[str]
-    missing: ClassVar[str]
+    missing: ClassVar[str] = "no update of an optimizer was recorded by a hook that looks for it"
+    message: ClassVar[str]
+    suggestion: ClassVar[str]
+    unit: ClassVar[str] = "updates"
+    applied: ClassVar[bool] = True
 
     def __init__(self, *, updates: int = 20) -> None:
         if updates < 2:
@@ -46,10 +58,16 @@ class _UpdatesInARow(Rule):
         self._largest = max(self._largest, count)
         if count >= self.updates and not self._said:
             self._said = True
-            yield self._found(step, int(count))
-
-    def _found(self, step: Step, count: int) -> Finding:
-        raise NotImplementedError
+            yield self.finding(
+                step,
+                first_step=max(0, step.step - int(count)) if self.applied else step.step,
+                tensors=[],
+                value=count,
+                threshold=self.updates,
+                message=self.message.format(count=int(count), step=step.step),
+                suggestion=self.suggestion,
+                evidence={"series": [self.scalar], "unit": self.unit},
+            )
 
     def coverage(self) -> Coverage:
         """See the base class."""
@@ -82,19 +100,8 @@ class GradientsNotReset(_UpdatesInARow):
     """
 
     scalar = KEPT_GRADIENTS_SCALAR
-    missing = "no update of an optimizer was recorded by a hook that looks for it"
-
-    def _found(self, step: Step, count: int) -> Finding:
-        return self.finding(
-            step,
-            first_step=max(0, step.step - count),
-            tensors=[],
-            value=count,
-            threshold=self.updates,
-            message=f"nothing reset the gradients in the last {count} updates: each update adds up all gradients since",
-            suggestion="call optimizer.zero_grad() once per update, before its first backward()",
-            evidence={"series": [self.scalar], "unit": "updates"},
-        )
+    message = "nothing reset the gradients in the last {count} updates: each update adds up all gradients since"
+    suggestion = "call optimizer.zero_grad() once per update, before its first backward()"
 
 
 class ModelInEvalMode(_UpdatesInARow):
@@ -110,20 +117,11 @@ class ModelInEvalMode(_UpdatesInARow):
 
     severity = Severity.WARNING
     scalar = EVAL_MODE_SCALAR
-    missing = "no update of an optimizer was recorded by a hook that looks for it"
-
-    def _found(self, step: Step, count: int) -> Finding:
-        return self.finding(
-            step,
-            first_step=max(0, step.step - count),
-            tensors=[],
-            value=count,
-            threshold=self.updates,
-            message=f"the last {count} updates were made with the model in eval mode: its dropout does nothing and its "
-            "batch norm learns no statistics",
-            suggestion="call model.train() after every evaluation",
-            evidence={"series": [self.scalar], "unit": "updates"},
-        )
+    message = (
+        "the last {count} updates were made with the model in eval mode: its dropout does nothing and its batch norm "
+        "learns no statistics"
+    )
+    suggestion = "call model.train() after every evaluation"
 
 
 class UpdatesSkipped(_UpdatesInARow):
@@ -138,25 +136,21 @@ class UpdatesSkipped(_UpdatesInARow):
 
     scalar = SKIPPED_SCALAR
     missing = "no training step was recorded"
+    message = (
+        "the gradient scaler has left out the last {count} updates, after {step}: the gradients are not finite at any "
+        "scale, and nothing is learned"
+    )
+    suggestion = (
+        "look for the first tensor that is not finite (the forward pass, the loss, the inputs of this batch); train in "
+        "bfloat16, or keep the operation that overflows in float32"
+    )
+    unit = "updates left out in a row"
+    applied = False
 
     def observe(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
         self._recorded |= step.training  # a scaler that leaves nothing out records nothing
         yield from super().observe(step)
-
-    def _found(self, step: Step, count: int) -> Finding:
-        return self.finding(
-            step,
-            first_step=step.step,
-            tensors=[],
-            value=count,
-            threshold=self.updates,
-            message=f"the gradient scaler has left out the last {count} updates, after {step.step}: the gradients are "
-            "not finite at any scale, and nothing is learned",
-            suggestion="look for the first tensor that is not finite (the forward pass, the loss, the inputs of this "
-            "batch); train in bfloat16, or keep the operation that overflows in float32",
-            evidence={"series": [self.scalar], "unit": "updates left out in a row"},
-        )
 
 
 class ZeroLearningRate(Rule):
