@@ -9,14 +9,12 @@ from stepwatch.rules.sagemaker_profiler.framework import (
     OverallFrameworkMetrics,
     StepOutlier,
 )
+from stepwatch.rules.sagemaker_profiler.gpus import GPUMemoryIncrease, LoadBalancing, LowGPUUtilization
 from stepwatch.rules.sagemaker_profiler.report import ProfilerReport
 from stepwatch.rules.sagemaker_profiler.system import (
     BatchSize,
     CPUBottleneck,
-    GPUMemoryIncrease,
     IOBottleneck,
-    LoadBalancing,
-    LowGPUUtilization,
     OverallSystemUsage,
 )
 
