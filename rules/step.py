@@ -43,13 +43,10 @@ class TensorSet:
         return found
 
 
-class Stats:
-    """Statistics of the tensors of one saved step: one float64 vector per column, aligned with ``tensors``.
+class StatColumns:
+    """Rows of statistics, [tensors, columns]; the columns are attributes named as in the trace, float64 vectors."""
 
-    Columns are attributes named as in the trace: ``stats.mean[stats.tensors.rows("gradients")]``.
-    """
-
-    __slots__ = ("matrix", "tensors")
+    __slots__ = ("matrix",)
 
     numel: NDArray[np.float64]
     n_nan: NDArray[np.float64]
@@ -63,8 +60,7 @@ class Stats:
     l2: NDArray[np.float64]
     abs_max: NDArray[np.float64]
 
-    def __init__(self, tensors: TensorSet, matrix: NDArray[np.float64]) -> None:
-        self.tensors = tensors
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
         self.matrix = matrix
 
 
@@ -73,7 +69,20 @@ def _column(index: int) -> property:
 
 
 for _index, _name in enumerate(STAT_COLUMNS):
-    setattr(Stats, _name, _column(_index))
+    setattr(StatColumns, _name, _column(_index))
+
+
+class Stats(StatColumns):
+    """Statistics of the tensors of one saved step, aligned with ``tensors``.
+
+    ``stats.mean[stats.tensors.rows("gradients")]`` has the means of its gradients.
+    """
+
+    __slots__ = ("tensors",)
+
+    def __init__(self, tensors: TensorSet, matrix: NDArray[np.float64]) -> None:
+        super().__init__(matrix)
+        self.tensors = tensors
 
 
 @dataclass(slots=True)

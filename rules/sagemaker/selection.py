@@ -13,35 +13,23 @@ from numpy.typing import NDArray
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, STAT_COLUMNS
 from stepwatch.rules.parameters import split_list
-from stepwatch.rules.step import Stats, Step, TensorSet, is_captured_loss, is_loss
+from stepwatch.rules.step import StatColumns, Step, TensorSet, is_captured_loss, is_loss
 
 _BUILT_IN = CollectionRegistry(None, None)
 _OURS = re.compile(r"^(stepwatch/|learning_rate(/|$))")
 
 
-class Chosen:
-    """The chosen tensors of one step: names, and their statistics, [names, columns]; columns are attributes.
+class Chosen(StatColumns):
+    """The chosen tensors of one step: names, and their statistics.
 
     Of a tensor of which smdebug saved reductions and nothing else, columns that these do not tell are NaN.
     """
 
-    __slots__ = ("matrix", "names")
-
-    numel: NDArray[np.float64]
-    n_nan: NDArray[np.float64]
-    n_inf: NDArray[np.float64]
-    n_zero: NDArray[np.float64]
-    min: NDArray[np.float64]
-    max: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    l1: NDArray[np.float64]
-    l2: NDArray[np.float64]
-    abs_max: NDArray[np.float64]
+    __slots__ = ("names",)
 
     def __init__(self, names: tuple[str, ...], matrix: NDArray[np.float64]) -> None:
+        super().__init__(matrix)
         self.names = names
-        self.matrix = matrix
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,10 +38,6 @@ class Chosen:
     def finite(self) -> NDArray[np.bool_]:
         """Whether every entry is finite, and there is one: else a reduction in smdebug would be NaN."""
         return np.asarray((self.n_nan + self.n_inf == 0) & (self.numel > 0))
-
-
-for _column in STAT_COLUMNS:
-    setattr(Chosen, _column, getattr(Stats, _column))
 
 
 class Selection:
