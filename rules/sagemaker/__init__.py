@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.sagemaker.activations import DeadRelu, SaturatedActivation
-from stepwatch.rules.sagemaker.data import CheckInputImages, ClassImbalance, Confusion, NLPSequenceRatio
+from stepwatch.rules.sagemaker.confusion import Confusion
+from stepwatch.rules.sagemaker.data import CheckInputImages, ClassImbalance, NLPSequenceRatio
 from stepwatch.rules.sagemaker.gradients import ExplodingTensor, PoorWeightInitialization, VanishingGradient
 from stepwatch.rules.sagemaker.loss import LossNotDecreasing, Overfit, Overtraining
 from stepwatch.rules.sagemaker.runs import SimilarAcrossRuns, StalledTrainingRule

@@ -15,6 +15,9 @@ from stepwatch.rules.step import Step
 NAMED = 12
 """Tensors that a finding names; how many there are is in its message."""
 
+WHOLE = "needs whole tensors (save_raw_tensor)"
+"""What a rule says of a tensor that was recorded as statistics."""
+
 
 class SageMakerRule(Rule):
     """Judges each step on its own or against what it keeps; over at the first step at which it fires.
@@ -123,6 +126,16 @@ def percent(name: str, value: float) -> None:
     """
     if not 0 <= value <= 100:
         raise ValueError(f"{name} is {value}; expected a percentage from 0 to 100")
+
+
+def fraction(name: str, value: float) -> None:
+    """Check a parameter that is a share.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; expected a share from 0 to 1")
 
 
 def at_least(name: str, value: float, least: float) -> None:

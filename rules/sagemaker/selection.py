@@ -142,6 +142,12 @@ class Selection:
         return found
 
 
+def first_of(values: Mapping[str, NDArray[Any]]) -> tuple[str, NDArray[Any]] | None:
+    """The first of these tensors by name that is no gradient and not empty."""
+    usable = sorted(name for name, value in values.items() if value.size and not name.startswith("gradient"))
+    return (usable[0], values[usable[0]]) if usable else None
+
+
 def spelled(names: Sequence[str] | str | None) -> tuple[str, ...]:
     """A list of names or expressions, given as one or as text with commas."""
     if names is None:
