@@ -36,7 +36,28 @@ def command(
 
     Exit status: the script's; 1 when a rule stopped it.
     """
-    raise SystemExit(_run(out, module, save_interval, ranks, rules, stop, webhook, script, args))
+    chosen, actions = _prepare(rules, stop, webhook)
+    recorded = _spell_ranks(ranks)
+    try:
+        from stepwatch.probe import Hook, SaveConfig
+        from stepwatch.probe.launch import LaunchError, default_run_dir, launch
+        from stepwatch.probe.store.errors import TraceError
+    except ImportError as error:
+        errors.fail(error)
+
+    def make_hook() -> Hook:
+        config = SaveConfig(save_interval=save_interval) if save_interval else None
+        try:
+            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
+        except TraceError as error:
+            errors.fail(error)
+
+    try:
+        run_dir = out or default_run_dir(script)
+        status = launch(script, list(args), module=module, make_hook=make_hook)
+    except LaunchError as error:
+        errors.fail(error)
+    raise SystemExit(status)
 
 
 @errors.one_line_errors
@@ -57,37 +78,3 @@ def _spell_ranks(ranks: str) -> Any:
     if spelled not in ("all", "first", "node") and (isinstance(spelled, str) or 0 not in spelled):
         errors.fail(f"--ranks is {ranks!r}; expected all, first, node, or numbers with 0 among them, such as 0,8")
     return spelled
-
-
-def _run(
-    out: str | None,
-    module: bool,
-    save_interval: int | None,
-    ranks: str,
-    rules: tuple[str, ...],
-    stop: bool,
-    webhook: str | None,
-    script: str,
-    args: tuple[str, ...],
-) -> int:
-    chosen, actions = _prepare(rules, stop, webhook)
-    recorded = _spell_ranks(ranks)
-    try:
-        from stepwatch.probe import Hook, SaveConfig
-        from stepwatch.probe.launch import LaunchError, default_run_dir, launch
-        from stepwatch.probe.store.errors import TraceError
-    except ImportError as error:
-        errors.fail(error)
-
-    def make_hook() -> Hook:
-        config = SaveConfig(save_interval=save_interval) if save_interval else None
-        try:
-            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
-        except TraceError as error:
-            errors.fail(error)
-
-    try:
-        run_dir = out or default_run_dir(script)
-        return launch(script, list(args), module=module, make_hook=make_hook)
-    except LaunchError as error:
-        errors.fail(error)
