@@ -7,16 +7,15 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.options import RULES, SETTINGS
 from stepwatch.cli.runs import RUN_PATH
 
 
 @click.command("report")
 @click.argument("run", type=RUN_PATH)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; RUN/report.html by default.")
-@click.option(
-    "--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated; or a rule file."
-)
-@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
+@RULES
+@SETTINGS
 @click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
 @errors.one_line_errors
 def command(run: Path, output: Path | None, rules: tuple[str, ...], settings: tuple[str, ...], open_it: bool) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.options import RULES, SETTINGS
 
 if TYPE_CHECKING:
-    from stepwatch.cli.serve.library import Library
+    from stepwatch.cli.serve.run_list import RunList
 
 
 @click.command("serve")
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     help="Address to listen at; others than this machine's own need a token.",
 )
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 is a free one.")
-@click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated.")
-@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
+@RULES
+@SETTINGS
 @click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
 @errors.one_line_errors
 def command(
@@ -44,7 +45,7 @@ def command(
     if not directory.is_dir():
         errors.fail(f"{directory}: {'is a file; expected a directory' if directory.exists() else 'no such directory'}")
     try:
-        from stepwatch.cli.serve.library import Library
+        from stepwatch.cli.serve.run_list import RunList
         from stepwatch.cli.serve.server import is_loopback, serve
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("bokeh", "jinja2", "tornado"):
@@ -52,9 +53,9 @@ def command(
         raise
     token = None if is_loopback(host) else os.environ.get("STEPWATCH_TOKEN") or secrets.token_urlsafe(24)
 
-    async def run(library: Library) -> None:
+    async def run(runs: RunList) -> None:
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(serve(library, host, port, token, started))
+        serving = asyncio.create_task(serve(runs, host, port, token, started))
         either: set[asyncio.Future[Any]] = {serving, started}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if started.done():
@@ -66,4 +67,4 @@ def command(
         await serving
 
     errors.print_warnings_with_the_result()
-    asyncio.run(run(Library(directory, configure(list(rules) or None, list(settings)))))
+    asyncio.run(run(RunList(directory, configure(list(rules) or None, list(settings)))))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.options import RULES, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +30,8 @@ _SECONDS = click.FloatRange(min=0)
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--policy", type=click.Path(path_type=Path), help="What to do about which runs: a .toml or .yaml file.")
 @click.option("--check", is_flag=True, help="Say what would be done about the runs that are there, and end.")
-@click.option(
-    "--rules", "rules", multiple=True, metavar="NAMES", help="Rules or sets, comma-separated; or a rule file."
-)
-@click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a rule's parameter.")
+@RULES
+@SETTINGS
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found: ask, SIGTERM, SIGKILL.")
 @click.option("--answer", type=_SECONDS, default=60.0, show_default=True, help="Seconds to wait for the job's answer.")
 @click.option("--grace", type=_SECONDS, default=30.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bokeh.embed import components
-from bokeh.resources import Resources
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from stepwatch.cli.profile import step_times
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series
+from stepwatch.cli.report.document import document
 from stepwatch.cli.report.profile import machine_parts, time_parts
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
@@ -54,25 +47,8 @@ def write_report(trace: Trace, output: Path, specs: Sequence[RuleSpec]) -> Path:
     """
     analysis = analyze(trace, specs)
     plots, context = _content(trace, analysis)
-    script, divisions = components(plots) if plots else ("", {})
-    code = re.sub(r"^\s*<script[^>]*>|</script>\s*$", "", script.strip())
-    library = "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
-    resources = files(__package__)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = template.from_string(resources.joinpath("template.html").read_text("utf-8")).render(
-        **context,
-        style=Markup(resources.joinpath("style.css").read_text("utf-8")),
-        divisions={name: Markup(division) for name, division in divisions.items()},
-        library=Markup(library),
-        code=Markup(code),
-        script_hashes=" ".join(_hash(text) for text in (library, code)),
-    )
-    write_atomically(output, page.encode())
+    write_atomically(output, document("report.html", plots, context))
     return output
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:

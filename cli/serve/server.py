@@ -16,7 +16,8 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from stepwatch.cli.serve.library import Library
+from stepwatch.cli.report.document import templates
+from stepwatch.cli.serve.run_list import RunList
 
 log = logging.getLogger("stepwatch")
 
@@ -41,11 +42,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def serve(library: Library, host: str, port: int, token: str | None, started: asyncio.Future[int]) -> None:
+async def serve(runs: RunList, host: str, port: int, token: str | None, started: asyncio.Future[int]) -> None:
     """Serve until cancelled.
 
     Args:
-        library: the runs.
+        runs: what is served.
         host, port: address to listen at; port 0 is any that is free.
         token: what a visitor must show; None on a loopback address.
         started: gets the port.
@@ -54,10 +55,10 @@ async def serve(library: Library, host: str, port: int, token: str | None, start
         OSError: the address is taken, or not one of this machine.
     """
     sockets = bind_sockets(port, host)
-    server = HTTPServer(application(library, token))
+    server = HTTPServer(application(runs, token))
     server.add_sockets(sockets)
-    looking = PeriodicCallback(lambda: asyncio.to_thread(library.look), _LOOK_MILLISECONDS)
-    await asyncio.to_thread(library.look)
+    looking = PeriodicCallback(lambda: asyncio.to_thread(runs.look), _LOOK_MILLISECONDS)
+    await asyncio.to_thread(runs.look)
     looking.start()
     started.set_result(int(sockets[0].getsockname()[1]))
     try:
@@ -67,9 +68,9 @@ async def serve(library: Library, host: str, port: int, token: str | None, start
         server.stop()
 
 
-def application(library: Library, token: str | None) -> Application:
+def application(runs: RunList, token: str | None) -> Application:
     """The pages."""
-    shared = {"library": library, "token": token}
+    shared = {"runs": runs, "token": token}
     return Application(
         [
             ("/", _File, {**shared, "name": "list.html", "kind": "text/html"}),
@@ -86,8 +87,8 @@ def application(library: Library, token: str | None) -> Application:
 
 
 class _Page(RequestHandler):  # type: ignore[misc]
-    def initialize(self, library: Library, token: str | None) -> None:
-        self.library = library
+    def initialize(self, runs: RunList, token: str | None) -> None:
+        self.runs = runs
         self.token = token
 
     def set_default_headers(self) -> None:
@@ -119,13 +120,16 @@ class _Page(RequestHandler):  # type: ignore[misc]
 
 
 class _File(_Page):
-    def initialize(self, library: Library, token: str | None, name: str, kind: str) -> None:  # type: ignore[override]
-        super().initialize(library, token)
+    def initialize(self, runs: RunList, token: str | None, name: str, kind: str) -> None:  # type: ignore[override]
+        super().initialize(runs, token)
         self.name, self.kind = name, kind
 
     def get(self) -> None:
         package = "stepwatch.cli.serve"
-        text = files(package).joinpath(self.name).read_text("utf-8")
+        if self.kind == "text/html":
+            text = templates(package).get_template(self.name).render()
+        else:
+            text = files(package).joinpath(self.name).read_text("utf-8")
         if self.name == "style.css":
             text = files("stepwatch.cli.report").joinpath(self.name).read_text("utf-8") + text
         self.set_header("Content-Security-Policy", _POLICY)
@@ -135,12 +139,12 @@ class _File(_Page):
 
 class _Runs(_Page):
     def get(self) -> None:
-        self.finish({"root": str(self.library.root), "runs": [row.to_json() for row in self.library.rows()]})
+        self.finish({"root": str(self.runs.root), "runs": [row.to_json() for row in self.runs.rows()]})
 
 
 class _Run(_Page):
     def get(self) -> None:
-        row = self.library.row(self.get_query_argument("run", ""))
+        row = self.runs.row(self.get_query_argument("run", ""))
         if row is None:
             raise HTTPError(404)
         self.finish(row.to_json())
@@ -149,7 +153,7 @@ class _Run(_Page):
 class _Report(_Page):
     async def get(self) -> None:
         try:
-            page = await asyncio.to_thread(self.library.report, self.get_query_argument("run", ""))
+            page = await asyncio.to_thread(self.runs.report, self.get_query_argument("run", ""))
         except (ValueError, OSError) as error:
             self.set_status(500)
             self.set_header("Content-Type", "text/plain; charset=utf-8")

@@ -54,7 +54,7 @@ class Row:
         return content
 
 
-class Library:
+class RunList:
     """Runs below a directory. Safe to use from several threads.
 
     Args:
