@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -32,10 +32,11 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console() -> Console:
-    """The terminal; plain where it is a pipe or NO_COLOR is set."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return _Console(file=sys.stdout, highlight=False, width=width)
+def console(file: TextIO | None = None) -> Console:
+    """The terminal, or what stands for it; plain where it is a pipe or NO_COLOR is set."""
+    file = file or sys.stdout
+    width = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return _Console(file=file, highlight=False, width=width)
 
 
 def print_json(content: Any) -> None:

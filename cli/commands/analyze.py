@@ -51,6 +51,12 @@ _EXPLAINED_RUNS = 10
     help="Set a rule's parameter, and say what that changes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several runs.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sagemaker"]),
+    help="What to print: sagemaker is the evaluation statuses as DescribeTrainingJob has them.",
+)
 @click.option("--follow", is_flag=True, help="Judge live runs to their end, then print.")
 @click.option(
     "--processes", type=click.IntRange(min=1), help="Processes to judge many runs with; by default one per processor."
@@ -62,6 +68,7 @@ def command(
     rules: tuple[str, ...],
     settings: tuple[str, ...],
     as_json: bool,
+    form: str | None,
     follow: bool,
     processes: int | None,
 ) -> None:
@@ -81,6 +88,9 @@ def command(
 
     if not runs and not logs:
         errors.fail("got no run; expected one or more, or --scalars FILE; see stepwatch analyze --help")
+    if as_json and form not in (None, "json"):
+        errors.fail(f"got --json and --format {form}; expected one of them")
+    form = "json" if as_json else form or "text"
     names = list(rules) or None
     specs = configure(names, list(settings))
     errors.print_warnings_with_the_result()
@@ -103,13 +113,18 @@ def command(
             advance()
     order = {run: place for place, run in enumerate([*found, *logs])}
     judged.sort(key=lambda each: order.get(each.run, -1))
-    changed = _changes(judged, names, specs, found) if settings and len(found) <= _EXPLAINED_RUNS else {}
-    if as_json:
-        printed = [_to_json(each, each.analysis, changed) for each in judged if each.analysis is not None]
+    explains = settings and len(found) <= _EXPLAINED_RUNS and form != "sagemaker"
+    changed = _changes(judged, names, specs, found) if explains else {}
+    if form == "text":
+        _print(out, judged, changed)
+    else:
+        readable = [(each, each.analysis) for each in judged if each.analysis is not None]
+        if form == "json":
+            printed = [_to_json(each, analysis, changed) for each, analysis in readable]
+        else:
+            printed = [_statuses(each.run, analysis, specs, found) for each, analysis in readable]
         if printed:
             print_json(printed if several else printed[0])
-    else:
-        _print(out, judged, changed)
     for each in judged:
         if each.analysis is None:
             click.echo(f"stepwatch: {' '.join(each.error.split())}", err=True)
@@ -193,6 +208,15 @@ def _to_json(judged: Judged, analysis: Analysis, changed: Mapping[Path, list[Cha
         "wasted_seconds": judged.wasted_seconds,
         **({"changes": [each.to_json() for each in changed[judged.run]]} if judged.run in changed else {}),
     }
+
+
+def _statuses(run: Path, analysis: Analysis, specs: Sequence[RuleSpec], runs: Container[Path]) -> dict[str, Any]:
+    from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.service.statuses import EvaluationStatuses
+
+    statuses = EvaluationStatuses(Trace(run).info.job_name if run in runs else run.stem, specs)
+    statuses.judged(analysis.results)
+    return statuses.to_json()
 
 
 def _status(judged: Sequence[Judged]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stepwatch.rules.actions import Action
+    from stepwatch.rules.finding import Status
+    from stepwatch.rules.service.statuses import EvaluationStatuses
     from stepwatch.rules.sidecar.policy import Policy, PolicyFile
     from stepwatch.rules.sidecar.run import Event
     from stepwatch.rules.telling.outbox import Courier
@@ -54,6 +58,14 @@ _SECONDS = click.FloatRange(min=0)
     help="Directory for the records of runs that cannot be written; $XDG_STATE_HOME/stepwatch by default.",
 )
 @click.option("--listen", metavar="[HOST:]PORT", help="Serve /metrics and /healthz, on 127.0.0.1 by default.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "sagemaker"]),
+    default="text",
+    help="What to print: sagemaker is a line of JSON per run and change, its evaluation statuses as DescribeTrainingJob"
+    " has them.",
+)
 @click.option("--once", is_flag=True, help="End when every run that is there has ended.")
 @errors.one_line_errors
 def command(
@@ -72,6 +84,7 @@ def command(
     interval: float,
     state: Path | None,
     listen: str | None,
+    form: str,
     once: bool,
 ) -> None:
     """Follow live runs: DIR is a run, or a directory of runs at any depth. Ends with Ctrl-C or SIGTERM.
@@ -82,6 +95,7 @@ def command(
     Exit status: 1 when something was found, else 0.
     """
     from stepwatch.cli.render import console
+    from stepwatch.rules.finding import Status
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.metrics import Metrics
     from stepwatch.rules.sidecar.places import default_state_dir
@@ -99,13 +113,14 @@ def command(
         DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
     )
     always = None if file else _policy(rules, settings, stopping, stop, spellings, courier)
-    out = console()
+    out = console() if form == "text" else console(sys.stderr)
     if check:
         _explain(out, directories, file, always)
         return
     sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
     metrics = Metrics(listen, sidecar, courier) if listen else None
     found, version = False, 0
+    shown = _Blocks(out) if form == "text" else _Statuses(out)
     courier.start()
     ending = _listen_for_the_end()
     try:
@@ -118,7 +133,7 @@ def command(
                     version = file.version
                     sidecar.renew()
                 for event in sidecar.look():
-                    found |= _tell(out, event)
+                    found |= shown.tell(event)
                     if metrics:
                         metrics.see(event)
                 if metrics:
@@ -129,7 +144,9 @@ def command(
         if ending():
             click.echo("stepwatch: no longer watching", err=True)
     finally:
+        shown.stop(Status.STOPPING)
         sidecar.close()
+        shown.stop(Status.STOPPED)
         courier.close()
         if metrics:
             metrics.close()
@@ -196,17 +213,60 @@ def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | Non
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _tell(out: Console, event: Event) -> bool:
-    """Print it; whether it is a finding."""
-    from stepwatch.cli.render import finding_block
-    from stepwatch.rules.sidecar.run import Ended, Found, Said
+class _Blocks:
+    """Prints what happens, for people."""
 
-    if isinstance(event, Found):
-        out.print(f"{event.run}:", style="bold", markup=False, soft_wrap=True)
-        out.print(finding_block(event.finding))
-        return True
-    if isinstance(event, Ended):
-        out.print(f"{event.run}: {event.status}, {event.findings} issues found", markup=False, soft_wrap=True)
-    elif isinstance(event, Said):
-        out.print(f"{event.run}: {event.message}", style="yellow", markup=False, soft_wrap=True)
-    return False
+    def __init__(self, out: Console) -> None:
+        self._out = out
+
+    def tell(self, event: Event) -> bool:
+        """Print it; whether it is a finding."""
+        from stepwatch.cli.render import finding_block
+        from stepwatch.rules.sidecar.run import Ended, Found, Said
+
+        if isinstance(event, Found):
+            self._out.print(f"{event.run}:", style="bold", markup=False, soft_wrap=True)
+            self._out.print(finding_block(event.finding))
+            return True
+        if isinstance(event, Ended):
+            text = f"{event.run}: {event.status}, {event.findings} issues found"
+            self._out.print(text, markup=False, soft_wrap=True)
+        elif isinstance(event, Said):
+            self._out.print(f"{event.run}: {event.message}", style="yellow", markup=False, soft_wrap=True)
+        return False
+
+    def stop(self, status: Status) -> None:
+        """Judging ends; that is said elsewhere."""
+
+
+class _Statuses:
+    """Prints the evaluation statuses of each run whenever one of them changes; all else goes to another console."""
+
+    def __init__(self, out: Console) -> None:
+        self._elsewhere = _Blocks(out)
+        self._runs: dict[Path, EvaluationStatuses] = {}
+
+    def tell(self, event: Event) -> bool:
+        """Take it in; whether it is a finding."""
+        from stepwatch.rules.service.statuses import EvaluationStatuses
+        from stepwatch.rules.sidecar.run import Begun, Ended, Found
+
+        if isinstance(event, Begun):
+            self._runs[event.run] = EvaluationStatuses(event.job, event.specs)
+        elif isinstance(event, Found):
+            self._runs[event.run].found(event.finding)
+        elif isinstance(event, Ended):
+            self._runs[event.run].judged(event.results)
+        else:
+            return self._elsewhere.tell(event)
+        self._print(event.run)
+        return isinstance(event, Found)
+
+    def stop(self, status: Status) -> None:
+        """The rules that have no verdict get none any more."""
+        for run, statuses in self._runs.items():
+            if statuses.stop(status):
+                self._print(run)
+
+    def _print(self, run: Path) -> None:
+        print(json.dumps(self._runs[run].to_json()), flush=True)

@@ -11,8 +11,9 @@ from typing import Any
 from stepwatch.probe.store.layout import rank_folder
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import Dispatcher
+from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
-from stepwatch.rules.finding import Finding
+from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.hangs import HangWatch
 from stepwatch.rules.sidecar.lease import Lease
@@ -31,6 +32,19 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Begun(Event):
+    """Judging begins, or begins anew under another policy.
+
+    Attributes:
+        job: the job's name.
+        specs: the rules.
+    """
+
+    job: str
+    specs: tuple[RuleSpec, ...]
+
+
+@dataclass(frozen=True)
 class Found(Event):
     """A rule found something."""
 
@@ -44,10 +58,12 @@ class Ended(Event):
     Attributes:
         status: how it ended, see :meth:`Trace.status`.
         findings: how many there were.
+        results: the verdicts.
     """
 
     status: str
     findings: int
+    results: tuple[RuleResult, ...]
 
 
 @dataclass(frozen=True)
@@ -128,8 +144,10 @@ class WatchedRun:
             return []
         self.act |= self.ended  # it was started again while it is watched
         self.ended = False
+        events: list[Event] = []
         if self._analysis is None:
             self._analysis = LiveAnalysis(self.trace, self.policy.specs)
+            events.append(Begun(self.trace.path, self.trace.info.job_name, self.policy.specs))
         folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
@@ -143,14 +161,15 @@ class WatchedRun:
             findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
-        events: list[Event] = [Found(self.trace.path, finding) for finding in new]
+        events += [Found(self.trace.path, finding) for finding in new]
         if begun and (warning := resumed_from_suspect(self.trace, recorded_onsets(self._recorded()))):
             events += [Said(self.trace.path, warning)] if warning not in self._warned else []
             self._warned.add(warning)
         if not live:
             self.ended = True
+            results = tuple(self._analysis.analysis(live=False).results)
             self._analysis = None  # a run that is over takes no memory
-            events.append(Ended(self.trace.path, self.trace.status(), len(self.told)))
+            events.append(Ended(self.trace.path, self.trace.status(), len(self.told), results))
         return events
 
     def _act(self) -> list[Event]:
