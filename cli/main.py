@@ -21,6 +21,8 @@ _COMMANDS = {
     "report": "write one self-contained HTML file about a run",
     "serve": "show the runs below a directory in a browser, while they grow",
     "sql": "answer a SELECT query over runs",
+    "list": "list the runs below a directory, the best by a scalar first",
+    "tag": "give runs tags and notes, or make one the baseline",
     "compare": "hold runs against a baseline: where they part, which is better",
     "checkpoints": "list a job's checkpoints, and which are suspect",
     "rules": "list the rules, or explain one",

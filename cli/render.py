@@ -18,6 +18,7 @@ from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status, json_tree
 
 if TYPE_CHECKING:
+    from stepwatch.probe.store.labels import Labels
     from stepwatch.rules.replay import Analysis
     from stepwatch.rules.whatif import Change
 
@@ -54,6 +55,13 @@ def print_hook_cost(out: Console, hook: dict[str, Any]) -> None:
         every = "every step" if hook["interval"] == 1 else f"every {hook['interval']} steps"
         saved += f", at last {every}, chosen for a budget of {hook['overhead_budget']:.1%}"
     out.print(f"{cost}; {saved}", markup=False)
+
+
+def labels_line(labels: Labels, *, baseline: bool) -> str:
+    """What people say of a run, in a line; "" where they say nothing."""
+    parts = ["baseline"] if baseline else []
+    parts += [" ".join(f"#{tag}" for tag in labels.tags)] if labels.tags else []
+    return ", ".join(parts) + (f"{': ' if parts else ''}{' '.join(labels.note.split())}" if labels.note else "")
 
 
 def verdict_text(result: RuleResult) -> Text:

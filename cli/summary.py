@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stepwatch.cli.profile import profile
+from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 
@@ -18,6 +19,7 @@ from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
     """JSON-compatible summary; tensors are those whose name ``pattern`` finds, with their last statistics."""
     info = trace.info
+    labels = read_labels(trace.source)
     columns = ["step", "mode", "time_ns", "duration_ns", "hook_ns", "saved"]
     steps = trace.table("steps", columns=columns, modes=["TRAIN", "GLOBAL"])
     durations = steps["duration_ns"].drop_null().to_numpy()
@@ -26,6 +28,9 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
     return {
         "run": str(trace.path),
         "job_name": info.job_name,
+        "tags": list(labels.tags),
+        "note": labels.note,
+        "baseline": is_baseline(trace.source),
         "run_id": info.run_id,
         "host": info.host,
         "world_size": info.world_size,

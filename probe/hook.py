@@ -44,6 +44,7 @@ from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.checkpoints import note_checkpoint
+from stepwatch.probe.store.labels import change_labels, checked_tags
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.remote import is_url
 from stepwatch.probe.store.schema import SKIPPED_SCALAR
@@ -118,6 +119,7 @@ class Hook:
         ranks: which ranks of a job of several are recorded: ``"all"``, ``"first"`` (rank 0), ``"node"`` (one per
             node) or their numbers, 0 among them. The others write nothing, and stop with the rest.
         job_name: shown in reports; the directory's name by default.
+        tags: words by which the run is found again, such as ``"sweep-7"`` or ``"team=vision"``.
         system_interval: seconds between samples of the machine's use, at least 0.05; 0 turns them off.
 
     Raises:
@@ -144,6 +146,7 @@ class Hook:
         start_step: int | None = None,
         ranks: Ranks = "all",
         job_name: str | None = None,
+        tags: Iterable[str] = (),
         system_interval: float = 0.5,
     ) -> None:
         self._lock = RLock()
@@ -170,6 +173,7 @@ class Hook:
         hearing_seconds = HEARING_SECONDS if self._uploader else _HEARING_SECONDS
         models = list(named_models(model))
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+        words = checked_tags(tags)
         check_arguments([module for _, module in models], optimizers, loss_fn)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint, hearing_seconds)
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
@@ -209,6 +213,8 @@ class Hook:
         if self._recorded:
             listener = self._judge.judge if self._judge else None
             self._writer = TraceWriter(self.out_dir, rank=self.rank, run_info=run_info, on_records=listener)
+            if words and self.rank == 0:
+                change_labels(self.out_dir, add=words)
         self._tensors = TensorRecorder(
             registry,
             raw=bool(reduction_config and reduction_config.save_raw_tensor),

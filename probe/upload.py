@@ -138,7 +138,7 @@ def finish_upload(url: str) -> int:
     return Replica(url, replica_folder(url, "spool")).push(_all, _order)
 
 
-_STATE = frozenset(("run.json", "tensors.json", "tensors", "ranks", "end", "control", "steps"))
+_STATE = frozenset(("run.json", "notes.json", "tensors.json", "tensors", "ranks", "end", "control", "steps"))
 
 
 def _all(path: str) -> bool:

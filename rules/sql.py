@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stepwatch.probe.store.discovery import find_runs
+from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.layout import Part, list_parts, rank_folder
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import STEP_TABLES, TABLES
@@ -38,6 +39,9 @@ _RUNS = pa.schema(
         ("versions", pa.string()),
         ("code", pa.string()),
         ("config", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("note", pa.string()),
+        ("baseline", pa.bool_()),
     ]
 )
 _TENSORS = pa.schema(
@@ -222,7 +226,7 @@ def _list_literal(texts: Sequence[str]) -> str:
 
 
 def _run(trace: Trace) -> dict[str, Any]:
-    info = trace.info
+    info, labels = trace.info, read_labels(trace.source)
     return {
         "run": str(trace.source),
         "job_name": info.job_name,
@@ -235,6 +239,9 @@ def _run(trace: Trace) -> dict[str, Any]:
         "versions": json.dumps(info.versions),
         "code": json.dumps(info.code),
         "config": json.dumps(info.config),
+        "tags": list(labels.tags),
+        "note": labels.note,
+        "baseline": is_baseline(trace.source),
     }
 
 

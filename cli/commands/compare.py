@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ _SHOWN_TENSORS = 5
 
 
 @click.command("compare")
-@click.argument("runs", metavar="BASELINE RUN...", nargs=-1, required=True, type=RUN_PATH)
+@click.argument("runs", metavar="[BASELINE] RUN...", nargs=-1, required=True, type=RUN_PATH)
 @click.option(
     "--objective",
     metavar="NAME[:min|:max]",
@@ -30,18 +31,18 @@ _SHOWN_TENSORS = 5
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @errors.one_line_errors
 def command(runs: tuple[Path, ...], objective: str | None, exact: bool, as_json: bool) -> None:
-    """Hold runs against a BASELINE, the first of them.
+    """Hold runs against a BASELINE: the first of them, or of a directory the one marked by "stepwatch tag --baseline".
 
     Says how they were made differently, at which step and in which tensor they cease to be the same bit for bit, where
     their curves part beyond noise, and which is better since when. A RUN may also be a directory of runs or a pattern.
+    One RUN alone is held against the marked baseline of its directory.
     """
     from stepwatch.cli.render import console, print_json
-    from stepwatch.probe.store.discovery import find_runs
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.compare.runs import compare
 
     errors.print_warnings_with_the_result()
-    traces = [Trace(run) for run in find_runs(runs)]
+    traces = [Trace(run) for run in _ordered(runs)]
     comparison = compare(traces, objective)
     if as_json:
         print_json(comparison.to_json())
@@ -51,6 +52,24 @@ def command(runs: tuple[Path, ...], objective: str | None, exact: bool, as_json:
         click.echo(f"stepwatch: {warning}", err=True)
     differ = exact and not all(pair.identical for pair in comparison.pairs)
     raise SystemExit(errors.ISSUES_FOUND if differ else errors.NOTHING_FOUND)
+
+
+def _ordered(places: Sequence[Path]) -> list[Path]:
+    """The runs, the baseline first."""
+    from stepwatch.probe.store.discovery import find_runs, is_run
+    from stepwatch.probe.store.labels import baseline_of, is_baseline
+
+    found = find_runs(places)
+    if len(found) == 1:
+        marked = baseline_of(found[0].absolute().parent)
+        if marked is None or is_baseline(found[0]):
+            errors.fail(
+                f"got one run, {found[0]}; expected two or more, or one beside which "
+                "stepwatch tag RUN --baseline has marked another"
+            )
+        return [marked, *found]
+    marked = None if is_run(places[0]) else next(filter(is_baseline, found), None)
+    return [marked, *(run for run in found if run != marked)] if marked else found
 
 
 def _print(out: Console, comparison: Comparison) -> None:

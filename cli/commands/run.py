@@ -19,6 +19,7 @@ from stepwatch.cli import errors
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Judge while it runs, with these rules or sets.")
 @click.option("--stop", "stop", is_flag=True, help="Stop the script when a rule finds an error.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON.")
+@click.option("--tag", "tags", multiple=True, help="A word by which the run is found again; may be repeated.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -29,6 +30,7 @@ def command(
     rules: tuple[str, ...],
     stop: bool,
     webhook: str | None,
+    tags: tuple[str, ...],
     script: str,
     args: tuple[str, ...],
 ) -> None:
@@ -36,7 +38,7 @@ def command(
 
     Exit status: the script's; 1 when a rule stopped it.
     """
-    chosen, actions = _prepare(rules, stop, webhook)
+    chosen, actions = _prepare(rules, stop, webhook, tags)
     recorded = _spell_ranks(ranks)
     try:
         from stepwatch.probe import Hook, SaveConfig
@@ -48,7 +50,7 @@ def command(
     def make_hook() -> Hook:
         config = SaveConfig(save_interval=save_interval) if save_interval else None
         try:
-            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded)
+            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded, tags=tags)
         except TraceError as error:
             errors.fail(error)
 
@@ -61,9 +63,13 @@ def command(
 
 
 @errors.one_line_errors
-def _prepare(rules: tuple[str, ...], stop: bool, webhook: str | None) -> tuple[list[str] | None, list[str]]:
+def _prepare(
+    rules: tuple[str, ...], stop: bool, webhook: str | None, tags: tuple[str, ...]
+) -> tuple[list[str] | None, list[str]]:
+    from stepwatch.probe.store.labels import checked_tags
     from stepwatch.rules.catalogue import configure
 
+    checked_tags(tags)
     actions = (["stop"] if stop else []) + ([webhook] if webhook else [])
     chosen = list(rules) or (["recommended"] if actions else None)
     if chosen:

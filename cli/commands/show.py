@@ -24,8 +24,9 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     """Summarise a run: how it went and ended, losses, tensors, what was found."""
     from rich.text import Text
 
-    from stepwatch.cli.render import console, print_hook_cost, print_json, print_reservations, sparkline
+    from stepwatch.cli.render import console, labels_line, print_hook_cost, print_json, print_reservations, sparkline
     from stepwatch.cli.summary import summarise
+    from stepwatch.probe.store.labels import Labels
     from stepwatch.probe.store.reader import Trace
 
     try:
@@ -39,6 +40,9 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
         return
     out = console()
     out.print(Text.assemble((str(run), "bold"), f"  {summary['job_name']}"))
+    labels = Labels(tuple(summary["tags"]), summary["note"])
+    if said := labels_line(labels, baseline=summary["baseline"]):
+        out.print(Text(said))
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["start_ns"] / 1e9))
     ranks = f"{summary['world_size']} rank{'s' if summary['world_size'] != 1 else ''}"
     out.print(f"started {started} on {summary['host']}, {ranks}, {summary['state']}", markup=False)

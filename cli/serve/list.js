@@ -25,7 +25,7 @@ function shown() {
   const found = known.runs.filter((run) =>
     (!status || run.status === status) &&
     (!byId("issues").checked || run.findings.length) &&
-    (!text || [run.run, run.job, ...run.findings].join(" ").toLowerCase().includes(text)));
+    (!text || [run.run, run.job, run.note, ...run.tags, ...run.findings].join(" ").toLowerCase().includes(text)));
   const sign = known.descending ? -1 : 1;
   const value = (run) => run[known.key];
   return found.sort((a, b) => {
@@ -43,7 +43,10 @@ function draw() {
     const link = document.createElement("a");
     link.href = `run?run=${encodeURIComponent(run.run)}`;
     link.textContent = run.run === "." ? run.job : run.run;
-    cell(row, link);
+    const name = cell(row, link);
+    name.title = run.note;
+    if (run.baseline) name.append(" ", badge("baseline", "good"));
+    run.tags.forEach((tag) => name.append(" ", badge(tag, "tag")));
     cell(row, badge(run.status, TONES[run.status] || "error")).title = run.error;
     cell(row, run.step === null ? "" : String(run.step), "n");
     cell(row, run.loss === null ? "" : typeof run.loss === "number" ? run.loss.toPrecision(4) : run.loss, "n");

@@ -7,51 +7,20 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from stepwatch.cli.overview import Overview, overview
 from stepwatch.cli.report.page import write_report
 from stepwatch.probe.store.discovery import runs_below
+from stepwatch.probe.store.labels import BASELINE_FILE
+from stepwatch.probe.store.layout import LABELS_FILE
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import RuleSpec
-from stepwatch.rules.finding import json_tree
-from stepwatch.rules.step import is_loss
 
 log = logging.getLogger("stepwatch")
 
 _KEPT_REPORTS = 20
 _WATCHED = ("steps", "stats", "scalars", "findings", "ranks", "end", "control")
-
-
-@dataclass(frozen=True)
-class Row:
-    """How a run stands.
-
-    Attributes:
-        run: its directory, relative to the one that is served.
-        job, status, started_ns: of run.json, and :meth:`Trace.status`.
-        step: the last step recorded; None where there is none.
-        loss: the last value of a training loss.
-        findings: names of the rules that found something while it ran.
-        version: another one whenever the run has changed.
-        error: why it cannot be read; then nothing else is known.
-    """
-
-    run: str
-    job: str = ""
-    status: str = "unreadable"
-    started_ns: int = 0
-    step: int | None = None
-    loss: float | None = None
-    findings: tuple[str, ...] = ()
-    version: str = ""
-    error: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """For the page."""
-        content: dict[str, Any] = json_tree(asdict(self))
-        return content
 
 
 class RunList:
@@ -65,7 +34,7 @@ class RunList:
     def __init__(self, root: Path, specs: list[RuleSpec]) -> None:
         self.root = root
         self._specs = specs
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, Overview] = {}
         self._reports: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._looking = threading.Lock()
         self._writing = threading.Lock()
@@ -81,13 +50,13 @@ class RunList:
                 known = self._rows.get(name)
                 # A run that was killed says nothing: whether one lives is asked each time.
                 if known is None or known.version != version or known.status == "live":
-                    self._rows[name] = _row(name, path, version)
+                    self._rows[name] = overview(path, name, version)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Overview]:
         """What the last look found, the latest first."""
         return sorted(list(self._rows.values()), key=lambda row: (-row.started_ns, row.run))
 
-    def row(self, run: str) -> Row | None:
+    def row(self, run: str) -> Overview | None:
         """A run that the last look found."""
         return self._rows.get(run)
 
@@ -115,15 +84,18 @@ class RunList:
 
 
 def _version(path: Path) -> str:
-    """The time of the last change of any folder of the run."""
-    newest = 0
+    """The time of the last change of any folder of the run, or of what is said of it."""
+    newest = [_changed(path / LABELS_FILE), _changed(path.parent / BASELINE_FILE)]
     for table in _WATCHED:
-        for folder in (path / table, *_folders(path / table)):
-            try:
-                newest = max(newest, folder.stat().st_mtime_ns)
-            except OSError:
-                continue
-    return str(newest)
+        newest += [_changed(folder) for folder in (path / table, *_folders(path / table))]
+    return str(max(newest))
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _folders(path: Path) -> list[Path]:
@@ -132,27 +104,3 @@ def _folders(path: Path) -> list[Path]:
             return [Path(entry.path) for entry in entries if entry.is_dir()]
     except OSError:
         return []
-
-
-def _row(name: str, path: Path, version: str) -> Row:
-    try:
-        trace = Trace(path)
-        ranks = trace.ranks[:1]
-        steps = trace.table("steps", columns=["step"], ranks=ranks)["step"]
-        scalars = trace.table(
-            "scalars", columns=["name", "mode", "step", "value"], ranks=ranks, modes=["TRAIN", "GLOBAL"]
-        ).to_pandas()
-        losses = scalars[scalars["name"].map(is_loss)]
-        last = losses.loc[losses["step"].idxmax(), "value"] if len(losses) else None
-        return Row(
-            run=name,
-            job=trace.info.job_name,
-            status=trace.status(),
-            started_ns=trace.info.start_ns,
-            step=max(steps.to_pylist(), default=None),
-            loss=None if last is None else float(last),
-            findings=tuple(dict.fromkeys(row["rule"] for row in trace.findings())),
-            version=version,
-        )
-    except (ValueError, OSError) as error:
-        return Row(run=name, version=version, error=str(error))

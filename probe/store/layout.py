@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+LABELS_FILE = "notes.json"
+
 _PART_NAME = re.compile(r"^(\d{4,})-(\d{8,})-(\d{8,})\.parquet$")
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from stepwatch.probe.store.errors import TraceError
-from stepwatch.probe.store.layout import write_json
+from stepwatch.probe.store.layout import LABELS_FILE, write_json
 from stepwatch.probe.store.rankfile import read_json
 
 STATE_FILE = ".replica.json"
@@ -240,10 +240,19 @@ def refresh(folder: Path) -> None:
         OSError: the store cannot be reached, or refuses.
     """
     for top in (folder, *folder.parents):
-        if top.parent.name == _COPIES and (top / STATE_FILE).exists():
+        if _is_copy(top):
             replica = Replica(str(read_json(top / STATE_FILE)["url"]), top)
             replica.push(_is_asked)
             replica.pull(_everything)
+
+
+def in_copy(folder: Path) -> bool:
+    """Whether a folder lies in a copy of something in a store."""
+    return any(_is_copy(top) for top in (folder, *folder.parents))
+
+
+def _is_copy(folder: Path) -> bool:
+    return folder.parent.name == _COPIES and (folder / STATE_FILE).exists()
 
 
 def _everything(path: str) -> bool:
@@ -253,7 +262,7 @@ def _everything(path: str) -> bool:
 def _is_asked(path: str) -> bool:
     """Whether a file of a run is written by those who read it."""
     parts = path.split("/")
-    return "findings" in parts[:-1] or parts[-2:] == ["control", "stop.json"]
+    return "findings" in parts[:-1] or parts[-2:] == ["control", "stop.json"] or parts[-1] == LABELS_FILE
 
 
 def _open(url: str) -> tuple[pafs.FileSystem, str]:

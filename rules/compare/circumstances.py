@@ -1,4 +1,4 @@
-"""How runs were made: commands, configuration, versions, environment."""
+"""How runs were made: tags, commands, configuration, versions, environment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwatch.probe.store.labels import read_labels
 from stepwatch.probe.store.reader import Trace
 
 
@@ -35,7 +36,8 @@ def _describe(trace: Trace) -> dict[str, str]:
     flat.update({f"config {key}": value for key, value in _flatten(info.config)})
     flat.update({f"code {key}": value for key, value in info.code.items()})
     flat.update({f"version {key}": value for key, value in info.versions.items()})
-    return {**flat, "host": info.host, "world_size": str(info.world_size)}
+    tags = " ".join(sorted(read_labels(trace.source).tags))
+    return {**({"tags": tags} if tags else {}), **flat, "host": info.host, "world_size": str(info.world_size)}
 
 
 def _options(command: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from stepwatch.probe.store.findings import FindingLog
+from stepwatch.probe.store.labels import change_labels
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.writer import TraceWriter
 
@@ -54,6 +55,7 @@ def write(run: Path, steps: int, *, finding: str = "") -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write(folder / "first", 20)
+    change_labels(folder / "first", add=["sweep-7"], note="the first one")
     write(folder / "deep" / "second", 30, finding="DivergingLoss")
     (folder / "broken").mkdir()
     (folder / "broken" / "run.json").write_text("{")
@@ -180,6 +182,8 @@ def _look(page: Any, address: str) -> None:
     assert page.locator("#count").inner_text() == "4 of 4 runs"
     page.fill("#search", "diverging")
     assert page.locator("#runs tr").count() == 1
+    page.fill("#search", "sweep-7")
+    assert page.locator("#runs tr").count() == 1 and page.locator("#runs .badge.tag").inner_text() == "sweep-7"
     page.fill("#search", "")
     page.select_option("#status", "live")
     assert page.locator("#count").inner_text() == "1 of 4 runs"

@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.labels import read_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.remote import Replica, local_copy, replica_folder
 from stepwatch.probe.store.smdebug.exporting import export_smdebug
@@ -152,8 +153,11 @@ def test_a_run_is_written_to_the_store_and_read_from_there(server: Server, job, 
 def test_a_job_that_goes_on_on_another_machine_continues_the_trace(server: Server, job, reading) -> None:
     url = server.url("moved")
     finish(job(url, 10, cache="first"))
+    assert stepwatch("tag", url, "moving").returncode == 0
+    assert "moved/notes.json" in server.keys("moved/"), "what is said of a run is in the store"
     finish(job(url, 5, cache="second"))
     run = local_copy(url)
+    assert read_labels(run).tags == ("moving",)
     assert len(Trace(run).attempts(0).entries) == 2
     assert steps_of(run) == [0, 1, 2, 3, 4], "the second attempt replaced the first from its first step on"
     assert any("/steps/" in key and "/0000-" in key for key in server.keys("moved/")), "and removed nothing of it"
