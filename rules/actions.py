@@ -18,12 +18,13 @@ from stepwatch.probe.store.findings import FindingLog
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.checkpoints import with_healthy_checkpoint
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.telling.message import Message, item
-from stepwatch.rules.telling.webhook import SendError, Webhook
+from stepwatch.rules.telling.message import Message
+from stepwatch.rules.telling.notice import Notice
+from stepwatch.rules.telling.posting import SendError
+from stepwatch.rules.telling.webhook import Webhook
 
 log = logging.getLogger("stepwatch")
 
-_RANKING = {Severity.INFO: 0, Severity.WARNING: 1, Severity.ERROR: 2}
 _RECORD_AGAIN_SECONDS = 5.0
 
 
@@ -144,8 +145,8 @@ class WebhookAction:
         Raises:
             OSError: no try succeeded; the message does not hold the URL.
         """
-        about = item(run_dir, finding)
-        message = Message(f"{about['run_id']}-{finding.id}", (about,))
+        notice = Notice.of(run_dir, finding, time.time())
+        message = Message(notice.id, (notice,))
         attempt = 0
         while True:
             attempt += 1
@@ -272,7 +273,7 @@ class _Worker:
         """Do it, if the finding is severe enough, and of a rule that is meant."""
         if isinstance(self.action, ForRules) and finding.rule not in self.action.rules:
             return
-        if _RANKING[finding.severity] < _RANKING[self.action.at_least]:
+        if finding.severity.rank < self.action.at_least.rank:
             return
         self._queue.put((finding, attempt))
         if self._thread is None:

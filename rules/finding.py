@@ -16,6 +16,11 @@ class Severity(str, enum.Enum):
     WARNING = "warning"
     ERROR = "error"
 
+    @property
+    def rank(self) -> int:
+        """The higher the worse."""
+        return list(Severity).index(self)
+
 
 class Status(str, enum.Enum):
     """Status of a rule's evaluation, in SageMaker's words.

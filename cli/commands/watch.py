@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stepwatch.rules.service.statuses import EvaluationStatuses
     from stepwatch.rules.sidecar.policy import Policy, PolicyFile
     from stepwatch.rules.sidecar.run import Event
-    from stepwatch.rules.telling.outbox import Courier
+    from stepwatch.rules.telling.courier import Courier
 
 _SECONDS = click.FloatRange(min=0)
 
@@ -44,6 +44,12 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--webhook", metavar="URL", help="Post findings as JSON; the same as --notify URL.")
 @click.option(
     "--notify", "notify", multiple=True, metavar="CHANNEL", help="Tell of findings; docs/watching.md has the channels."
+)
+@click.option(
+    "--quiet",
+    multiple=True,
+    metavar="HOURS",
+    help='Only errors are told in these hours: "[DAYS ]HH:MM-HH:MM ZONE", as in "22:00-07:00 Europe/Berlin".',
 )
 @click.option(
     "--interval",
@@ -81,6 +87,7 @@ def command(
     dry_run: bool,
     webhook: str | None,
     notify: tuple[str, ...],
+    quiet: tuple[str, ...],
     interval: float,
     state: Path | None,
     listen: str | None,
@@ -102,17 +109,17 @@ def command(
     from stepwatch.rules.sidecar.policy import PolicyFile
     from stepwatch.rules.sidecar.sidecar import Sidecar
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
-    from stepwatch.rules.telling.outbox import Courier
+    from stepwatch.rules.telling.courier import Courier
 
-    if policy and (rules or settings or stop or webhook or notify):
-        errors.fail("--policy says it all: --rules, --set, --stop, --webhook and --notify belong into the file")
+    if policy and (rules or settings or stop or webhook or notify or quiet):
+        errors.fail("--policy says it all: --rules, --set, --stop, --webhook, --notify, --quiet belong into the file")
     courier = Courier((state or default_state_dir()) / "outbox")
     file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
     stopping = (
         DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
     )
-    always = None if file else _policy(rules, settings, stopping, stop, spellings, courier)
+    always = None if file else _policy(rules, settings, stopping, stop, spellings, quiet, courier)
     out = console() if form == "text" else console(sys.stderr)
     if check:
         _explain(out, directories, file, always)
@@ -175,6 +182,7 @@ def _policy(
     stopping: Action,
     stop: bool,
     spellings: list[str],
+    quiet: tuple[str, ...],
     courier: Courier,
 ) -> Policy:
     """What the options say, for every run."""
@@ -183,10 +191,11 @@ def _policy(
     from stepwatch.rules.sidecar.policy import Policy
     from stepwatch.rules.telling.channels import channel
     from stepwatch.rules.telling.notify import NotifyAction
+    from stepwatch.rules.telling.quiet import QuietHours
 
     specs = configure(list(rules) or None, list(settings))
     outboxes = [courier.outbox(channel(spelling)) for spelling in spellings]
-    actions: list[Action] = [NotifyAction(outboxes)] if outboxes else []
+    actions: list[Action] = [NotifyAction(outboxes, quiet=QuietHours(quiet))] if outboxes else []
     if stop:
         actions.append(stopping)
     elif any(spec.stops for spec in specs):

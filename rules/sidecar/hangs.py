@@ -95,7 +95,7 @@ class HangWatch:
 
     def _hangs(self, rank: int, now: float) -> bool:
         known = self._ranks[rank]
-        beat = self._beat(rank)
+        beat = read_beat(self._trace.path, rank)
         if beat != known.beat:
             known.beat, known.seen = beat, now
         return bool(beat) and known.still(now) > self._limit(rank, str(beat.get("phase")))
@@ -112,12 +112,6 @@ class HangWatch:
 
     def _compiles(self, rank: int, stacks: str, now: float) -> bool:
         return bool(_COMPILERS.search(stacks)) and self._ranks[rank].still(now) < _PATIENCE
-
-    def _beat(self, rank: int) -> dict[str, Any]:
-        try:
-            return read_json(self._trace.path / "control" / f"beat-rank={rank:05d}.json")
-        except (TraceError, OSError):
-            return {}
 
     def _step(self, rank: int) -> int:
         return int(self._ranks[rank].beat.get("step", 0))
@@ -150,6 +144,14 @@ class HangWatch:
             evidence={"phase": phase, "ranks": list(hanging), "stacks": {str(r): text for r, text in stacks.items()}},
             rank=rank,
         )
+
+
+def read_beat(run_dir: Path, rank: int) -> dict[str, Any]:
+    """What a rank said last of what it is doing; empty where it has not."""
+    try:
+        return read_json(run_dir / "control" / f"beat-rank={rank:05d}.json")
+    except (TraceError, OSError):
+        return {}
 
 
 def dump_stacks(trace: Trace, rank: int, beat: dict[str, Any]) -> str:

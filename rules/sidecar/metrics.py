@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from stepwatch.rules.sidecar.run import Event, Found
 from stepwatch.rules.sidecar.sidecar import Sidecar
-from stepwatch.rules.telling.outbox import Courier
+from stepwatch.rules.telling.courier import Courier
 
 _HEALTHY_SECONDS = 60.0
 

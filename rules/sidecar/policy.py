@@ -18,12 +18,14 @@ from stepwatch.rules.sidecar.hangs import RULE as HANG
 from stepwatch.rules.sidecar.positions import FileError, Place, read
 from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
 from stepwatch.rules.telling.channels import channel
+from stepwatch.rules.telling.courier import Courier
 from stepwatch.rules.telling.notify import NotifyAction
-from stepwatch.rules.telling.outbox import Courier
+from stepwatch.rules.telling.outbox import GATHER_SECONDS
+from stepwatch.rules.telling.quiet import QuietHours
 
 _POLICY = ("name", "runs", "directories", "users", "rules", "set", "severity", "stop", "notify", "log")
 _STOP = ("at_least", "answer", "grace", "scheduler", "dry_run")
-_NOTIFY = ("channel", "at_least")
+_NOTIFY = ("channel", "at_least", "gather", "quiet", "breaks_through", "resolved")
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,22 @@ class _Reader:
             outbox = self._courier.outbox(channel(table["channel"]))
         except (ValueError, ImportError) as error:
             self._fail(place, str(error))
-        at_least = self._severity(table, "at_least", place, Severity.WARNING)
-        return NotifyAction([outbox], at_least, name=f"notify {outbox.name}")
+        return NotifyAction(
+            [outbox],
+            self._severity(table, "at_least", place, Severity.WARNING),
+            name=f"notify {outbox.name}",
+            gather=self._seconds(table, "gather", place, GATHER_SECONDS),
+            quiet=self._quiet(table, place),
+            resolved=self._flag(table, "resolved", place) if "resolved" in table else None,
+        )
+
+    def _quiet(self, table: dict[str, Any], place: Place) -> QuietHours:
+        never = table.get("breaks_through") == "never"
+        breaks_through = None if never else self._severity(table, "breaks_through", place, Severity.ERROR)
+        try:
+            return QuietHours(self._texts(table, "quiet", place), breaks_through)
+        except ValueError as error:
+            self._fail((*place, "quiet"), str(error))
 
     # -- values -----------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.hangs import HangWatch
 from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
+from stepwatch.rules.sidecar.resolving import Resolutions
 
 # A folder that was changed twice within one tick of the file system's clock looks as if it had been changed once.
 _YOUNG_SECONDS = 2.0
@@ -95,6 +96,7 @@ class WatchedRun:
         self._records = records
         self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
         self._hangs = HangWatch(trace)
+        self._resolutions = Resolutions(trace, policy.actions, records)
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
@@ -161,6 +163,9 @@ class WatchedRun:
             findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
+        self._resolutions.see(new)
+        if begun:
+            self._resolutions.begin()
         events += [Found(self.trace.path, finding) for finding in new]
         if begun and (warning := resumed_from_suspect(self.trace, recorded_onsets(self._recorded()))):
             events += [Said(self.trace.path, warning)] if warning not in self._warned else []
@@ -175,6 +180,8 @@ class WatchedRun:
     def _act(self) -> list[Event]:
         if self.ended and not self._pending:
             if self._dispatcher.idle:
+                if self.acting:
+                    self._resolutions.conclude()
                 self._lease.release()
             return []
         if not self._lease.acquire():
@@ -186,6 +193,7 @@ class WatchedRun:
         self._acting = True
         pending, self._pending = self._pending, []
         self._dispatcher.dispatch(pending)
+        self._resolutions.look()
         return [Said(self.trace.path, "the other has gone; this one acts from now on")] if took_over else []
 
     def _recorded(self) -> list[dict[str, Any]]:

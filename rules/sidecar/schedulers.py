@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.telling.channels import aws_client
+from stepwatch.rules.telling.aws import aws_client
 
 _SECONDS = 60.0
 

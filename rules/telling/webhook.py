@@ -1,4 +1,4 @@
-"""Posts JSON over HTTP, signed."""
+"""Posts messages as JSON, signed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ import base64
 import binascii
 import hashlib
 import hmac
-import http.client
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 
 from stepwatch.rules.telling.message import Message
-
-_WORTH_ANOTHER_TRY = (408, 425, 429)
-
-
-class SendError(OSError):
-    """A message was not delivered.
-
-    Attributes:
-        final: whether trying again is pointless.
-    """
-
-    def __init__(self, text: str, *, final: bool = False) -> None:
-        super().__init__(text)
-        self.final = final
+from stepwatch.rules.telling.posting import Endpoint
 
 
 class Webhook:
@@ -44,17 +27,11 @@ class Webhook:
         ValueError: the URL or the secret is not one; neither is repeated.
     """
 
+    resolves = True
+
     def __init__(self, url: str, secret: str | None = None, timeout: float = 5.0) -> None:
-        try:
-            parts = urllib.parse.urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError("the webhook's URL is not of the form http[s]://HOST[:PORT]/PATH")
-        self._url = url
+        self._endpoint = Endpoint(url, "webhook", timeout)
         self._key = _key(secret)
-        self._timeout = timeout
         self.name = f"webhook-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
     def send(self, message: Message) -> str:
@@ -64,20 +41,12 @@ class Webhook:
             SendError: it did not arrive, or was refused; the text does not hold the URL.
         """
         body = message.body()
-        headers = {"Content-Type": "application/json", "User-Agent": "stepwatch", "webhook-id": message.id}
+        headers = {"webhook-id": message.id}
         if self._key:
             stamp = str(int(time.time()))
             headers["webhook-timestamp"] = stamp
             headers["webhook-signature"] = sign(self._key, message.id, stamp, body)
-        request = urllib.request.Request(self._url, data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                return f"answered {answer.status}"
-        except urllib.error.HTTPError as error:
-            final = error.code < 500 and error.code not in _WORTH_ANOTHER_TRY
-            raise SendError(f"answered {error.code}", final=final) from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise SendError(_spell_failure(error)) from None
+        return self._endpoint.post(body, headers)
 
 
 def sign(key: bytes, message_id: str, timestamp: str, body: bytes) -> str:
@@ -96,10 +65,3 @@ def _key(secret: str | None) -> bytes:
     if not key:
         raise ValueError("the webhook's secret is not of the form whsec_BASE64")
     return key
-
-
-def _spell_failure(error: Exception) -> str:
-    """What went wrong on the way, without texts of the libraries in which the URL may stand."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    system = reason.strerror if isinstance(reason, OSError) else None
-    return system or type(reason).__name__

@@ -8,7 +8,9 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -231,11 +233,16 @@ def test_webhook_posts_the_documented_object(run: Path, serve: Any) -> None:
     dispatch(run, [finding()], WebhookAction(url))
     (body,) = server.bodies
     run_id = Trace(run).info.run_id
+    told = body["findings"][0].pop("time")
+    assert abs(time.time() - datetime.fromisoformat(told.replace("Z", "+00:00")).timestamp()) < 600
+    assert body["id"].endswith(f"-0-{finding().id}")
     assert body == {
         "version": 1,
-        "id": f"{run_id}-{finding().id}",
+        "id": body["id"],
+        "resolved": [],
         "findings": [
             {
+                "id": body["id"],
                 "run": str(run),
                 "job_name": "digits",
                 "run_id": run_id,

@@ -14,7 +14,7 @@ from stepwatch.rules.sidecar import metrics as metrics_module
 from stepwatch.rules.sidecar.metrics import Metrics
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.sidecar import Sidecar
-from stepwatch.rules.telling.outbox import Courier
+from stepwatch.rules.telling.courier import Courier
 from tests.sidecar.conftest import SPECS, Job
 
 Begin = Callable[..., Job]

@@ -15,7 +15,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Severity
 from stepwatch.rules.sidecar.policy import PolicyFile
 from stepwatch.rules.sidecar.positions import FileError
-from stepwatch.rules.telling.outbox import Courier
+from stepwatch.rules.telling.courier import Courier
 from tests.sidecar.conftest import Job
 
 Begin = Callable[..., Job]
