@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
@@ -61,7 +60,7 @@ class Engine:
         for evaluation in (*self._of_rank(step.rank), *self._between):
             if not evaluation.error and evaluation.spec.judges(step.step):
                 shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
-                found += self._ask(evaluation, partial(evaluation.rule.observe, shown))
+                found += self._ask(evaluation, evaluation.rule.observe, shown)
         return found
 
     def waited(self, rank: int, now_ns: int) -> list[Finding]:
@@ -69,7 +68,7 @@ class Engine:
         found: list[Finding] = []
         for evaluation in self._of_rank(rank):
             if not evaluation.error:
-                found += self._ask(evaluation, partial(evaluation.rule.waited, now_ns))
+                found += self._ask(evaluation, evaluation.rule.waited, now_ns)
         return found
 
     def watch(self, event: Step | Sample) -> list[Finding]:
@@ -78,11 +77,11 @@ class Engine:
         if isinstance(event, Sample):
             for rule, evaluation in self._takers_of(event.layout):
                 if not evaluation.error:
-                    found += self._ask(evaluation, partial(rule.sample, event))
+                    found += self._ask(evaluation, rule.sample, event)
             return found
         for evaluation in self._whole:
             if not evaluation.error and evaluation.spec.judges(event.step):
-                found += self._ask(evaluation, partial(evaluation.rule.observe, event))
+                found += self._ask(evaluation, evaluation.rule.observe, event)
         return found
 
     def _takers_of(self, layout: Layout) -> list[tuple[ProfilerRule, _Evaluation]]:
@@ -140,13 +139,17 @@ class Engine:
                 found += self._ask(evaluation, evaluation.rule.conclude)
         return found
 
-    def _ask(self, evaluation: _Evaluation, question: Callable[[], Iterable[Finding] | None]) -> list[Finding]:
+    def _ask(
+        self, evaluation: _Evaluation, question: Callable[..., Iterable[Finding] | None], *about: object
+    ) -> Sequence[Finding]:
         try:
-            said = list(question() or ())
+            said = list(question(*about) or ())
         except Exception as error:
             evaluation.error = f"{type(error).__name__}: {error}"
             log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
-            return []
+            return ()
+        if not said:  # as nearly always
+            return ()
         spec = evaluation.spec
         found = [replace(each, docs=spec.docs, severity=spec.severity or each.severity) for each in said]
         evaluation.findings += found

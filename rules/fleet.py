@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +14,7 @@ import numpy as np
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.apart import processors
 from stepwatch.rules.catalogue import RuleSpec, configure
 from stepwatch.rules.finding import Severity
 from stepwatch.rules.replay import Analysis, analyze
@@ -104,7 +104,7 @@ def judge_runs(
         RuleError: a name, parameter or value that cannot be used.
     """
     specs = configure(rules, settings)
-    count = processes or min(_processors(), max(1, len(runs) // _PER_PROCESS))
+    count = processes or min(processors(), max(1, len(runs) // _PER_PROCESS))
     if count == 1:
         yield from (judge_run(run, specs) for run in runs)
         return
@@ -212,7 +212,3 @@ def _seconds(trace: Trace, analysis: Analysis) -> tuple[float, float]:
         certain = times[steps >= min(lost)]
         wasted = float(last - certain.min()) / 1e9 if len(certain) else 0.0
     return float(last - times.min()) / 1e9, wasted
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

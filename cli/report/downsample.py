@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,15 +18,13 @@ def keep_extremes(values: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     count = len(values)
     if count <= size:
         return np.arange(count)
-    buckets = (size - 2) // 2
-    edges = np.linspace(0, count, buckets + 1).astype(np.intp)
+    width = -(-count // ((size - 2) // 2))
+    starts = np.arange(0, count, width)
     comparable = np.where(np.isfinite(values), values, np.inf)
-    kept = {0, count - 1}
-    for start, end in itertools.pairwise(edges):
-        part = comparable[start:end]
-        kept.add(int(start + part.argmin()))
-        kept.add(int(start + part.argmax()))
-    return np.array(sorted(kept), dtype=np.intp)
+    # The last stretch is filled up with its first value, which is neither its only lowest nor its only highest.
+    filled = np.concatenate([comparable, np.full(len(starts) * width - count, comparable[starts[-1]])])
+    rows = filled.reshape(-1, width)
+    return np.unique(np.concatenate([[0, count - 1], starts + rows.argmin(axis=1), starts + rows.argmax(axis=1)]))
 
 
 def stretches(columns: int, size: int) -> NDArray[np.intp]:

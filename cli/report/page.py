@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwatch.cli.profile import step_times
+from stepwatch.cli.profile import DEVICE_METRICS, series_of, step_times
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
@@ -20,10 +20,11 @@ from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.apart import Judging
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
-from stepwatch.rules.replay import Analysis, analyze
+from stepwatch.rules.replay import Analysis
 
 _HEATS = (
     ("gradients", "Gradients", "log10 of the root mean square of each layer's gradient"),
@@ -45,14 +46,16 @@ def write_report(trace: Trace, output: Path, specs: Sequence[RuleSpec]) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    analysis = analyze(trace, specs)
-    plots, context = _content(trace, analysis)
+    with Judging(trace, specs) as judging:
+        plots, context = _content(trace, judging)
     write_atomically(output, document("report.html", plots, context))
     return output
 
 
-def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
+def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, Any]]:
     """(charts by name, everything else that the template needs)."""
+    machine = series_of(trace, list(DEVICE_METRICS))
+    analysis = judging.result()
     rank = trace.ranks[0] if trace.ranks else 0
     stories = diagnose(analysis.findings)
     findings = [finding for story in stories for finding in (story.cause, *story.consequences)]
@@ -78,7 +81,7 @@ def _content(trace: Trace, analysis: Analysis) -> tuple[dict[str, Any], dict[str
     parts = {
         "times": time_parts(trace, findings),
         "boosting": boosting_parts(trace, rank),
-        "machine": machine_parts(trace, findings),
+        "machine": machine_parts(trace, machine, findings),
     }
     for key, members in parts.items():
         plots |= {f"{key}{number}": part.chart for number, part in enumerate(members) if part.chart is not None}

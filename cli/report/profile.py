@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from stepwatch.cli.profile import DEVICE_METRICS, PHASES, series_of, step_times, time_profile
+from stepwatch.cli.profile import DEVICE_METRICS, PHASES, Series, step_times, time_profile
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import Part
 from stepwatch.cli.report.data import HeatMap
@@ -62,9 +61,8 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
     return parts
 
 
-def machine_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
-    """What the machine did; empty where it was not sampled."""
-    series = series_of(trace, list(DEVICE_METRICS))
+def machine_parts(trace: Trace, series: Series, findings: Sequence[Finding]) -> list[Part]:
+    """What the machine did, by its series of :data:`DEVICE_METRICS`; empty where it was not sampled."""
     several = len({node for node, _, _ in series}) > 1
     marks = _when(trace, findings)
     start = trace.info.start_ns
@@ -154,7 +152,7 @@ def _loading_table(loading: dict[str, Any]) -> Part:
     return Part("Data loader", "", head=("", "value"), rows=rows)
 
 
-def _device_table(series: dict[tuple[str, str, str], tuple[NDArray[np.int64], NDArray[np.float64]]]) -> Part:
+def _device_table(series: Series) -> Part:
     rows = []
     for (node, device, metric), (_, values) in series.items():
         if device.startswith("core:"):
@@ -189,9 +187,7 @@ def _when(trace: Trace, findings: Sequence[Finding]) -> list[tuple[Finding, floa
     return found
 
 
-def _use_by_device(
-    series: dict[tuple[str, str, str], tuple[NDArray[np.int64], NDArray[np.float64]]], start: int, several: bool
-) -> HeatMap | None:
+def _use_by_device(series: Series, start: int, several: bool) -> HeatMap | None:
     """Use of each core and GPU over time: the largest of each stretch, and of a stretch without one what was before."""
     chosen = {
         _label(node if several else "", device, ""): line

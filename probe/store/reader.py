@@ -447,7 +447,7 @@ def iterate_file(path: Path, columns: list[str], rows: int) -> Iterator[pa.Table
     Raises:
         ValueError: the file lacks a column.
     """
-    repeated = [column for column in ("mode", "name", "quantity") if column in columns]
+    repeated = [column for column in ("mode", "name", "quantity", "device", "metric") if column in columns]
     try:
         file = pq.ParquetFile(path, read_dictionary=repeated)
     except KeyError as error:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive
+from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, end_ns, positive
 from stepwatch.rules.profiler.memory import Window
 from stepwatch.rules.step import Step
 
@@ -33,17 +33,21 @@ class DeviceErrors(ProfilerRule):
     """A GPU reports errors: XID events, uncorrected ECC errors, memory rows that wait to be remapped."""
 
     severity = Severity.ERROR
-    metrics = frozenset({"xid", "ecc_uncorrected", "remapped_rows_pending", "utilization_percent"})
+    metrics = frozenset({"xid", "ecc_uncorrected", "remapped_rows_pending"})
 
     def __init__(self) -> None:
         super().__init__()
         self._base: dict[tuple[str, str], float] = {}
         self._said: set[tuple[str, str]] = set()
-        self._gpus: set[str] = set()
+        self._gpus = False
+
+    def takes(self, layout: Layout) -> bool:
+        """See the base class."""
+        self._gpus = self._gpus or "utilization_percent" in layout.metrics
+        return super().takes(layout)
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        self._gpus.update(uuid for uuid, _ in sample.of("utilization_percent"))
         for uuid, code in sample.of("xid"):
             if (uuid, f"xid {code:.0f}") in self._said:
                 continue

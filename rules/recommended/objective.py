@@ -156,7 +156,7 @@ class UnboundedLoss(Rule):
         """See the base class."""
         value = self._loss.observe(step)
         count = len(self._loss.values)
-        if value is None or self._fired or count < self.min_steps or count % _EVERY or self._loss.signed:
+        if value is None or self._fired or count < self.min_steps or not due(count, _EVERY) or self._loss.signed:
             return
         values = np.array(self._loss.values)
         few = max(count // 20, 5)
