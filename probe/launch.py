@@ -29,7 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.lifecycle import describe_exception
-from stepwatch.probe.stopping import TrainingStopped
+from stepwatch.probe.stopping import TrainingFinished, TrainingStopped
 
 _STEPS_OF_DISCOVERY = 100
 
@@ -49,14 +49,14 @@ def default_run_dir(target: str) -> Path:
     return Path("runs") / f"{Path(target).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[], Hook]) -> int:
+def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[], Hook | None]) -> int:
     """Run a script or module under a hook and return its exit status.
 
     Args:
         target: path of the script, or name of the module.
         args: its arguments.
         module: whether ``target`` is a module's name, as with ``python -m``.
-        make_hook: makes the hook when the first model is seen.
+        make_hook: makes the hook when the first model is seen; None where the script has one of its own.
 
     Raises:
         LaunchError: there is no such script or module.
@@ -66,13 +66,13 @@ def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[]
     watch = _Discovery(make_hook)
     try:
         exec(code, main.__dict__)
-    except SystemExit as end:
-        watch.close("finished")
-        return _exit_status(end)
     except TrainingStopped as stopped:
         print(f"stepwatch: {stopped}", file=sys.stderr)
         watch.close("stopped", stopped.reason)
-        return 1
+        return 0 if isinstance(stopped, TrainingFinished) else 1
+    except SystemExit as end:
+        watch.close("finished")
+        return _exit_status(end)
     except KeyboardInterrupt as interrupt:
         _print_traceback(interrupt)
         watch.close("exception", "KeyboardInterrupt")
@@ -94,7 +94,7 @@ class _Discovery:
     step costs what it costs with a hook made by hand.
     """
 
-    def __init__(self, make_hook: Callable[[], Hook]) -> None:
+    def __init__(self, make_hook: Callable[[], Hook | None]) -> None:
         self._make_hook = make_hook
         self._hook: Hook | None = None
         self._found = False
@@ -128,6 +128,9 @@ class _Discovery:
             if self._hook is None:
                 self._found = True
                 self._hook = self._make_hook()
+                if self._hook is None:
+                    self._remove()
+                    return
                 self._hook.expect_optimizer()
             self._hook.watch_model(module)
             # The module's own hooks for this call were collected before ours was among them.

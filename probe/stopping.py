@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stepwatch.probe import sagemaker
 from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.control import (
     Agreement,
@@ -43,6 +44,12 @@ class TrainingStopped(Exception):
         self.checkpoint = checkpoint
 
 
+class TrainingFinished(TrainingStopped, SystemExit):
+    """The same, where a stop is to end the process with status 0."""
+
+    code = 0
+
+
 @dataclass(frozen=True)
 class Stopped:
     """What was done to stop."""
@@ -69,6 +76,7 @@ class Stopper:
     ) -> None:
         if style not in ("raise", "flag") and not callable(style):
             raise ValueError(f"stop is {style!r}; expected 'raise', 'flag' or a callable")
+        sagemaker.stop_succeeds()  # what it says is to be wrong now, not when the job is to stop
         self._run_dir = run_dir
         self._rank = rank
         self._world_size = world_size
@@ -151,6 +159,9 @@ class Stopper:
             TrainingStopped: with style "raise".
         """
         if self.raises:
+            if sagemaker.stop_succeeds():
+                raise TrainingFinished(stopped.reason, step, stopped.checkpoint)
+            sagemaker.report_stop(stopped.reason)
             raise TrainingStopped(stopped.reason, step, stopped.checkpoint)
         if callable(self._style):
             self._style(stopped.reason)

@@ -22,6 +22,7 @@ from stepwatch.rules.recommended import RECOMMENDED
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.sagemaker import SAGEMAKER
 from stepwatch.rules.sagemaker_profiler import SAGEMAKER_PROFILER
+from stepwatch.rules.service.request import SCHEME
 from stepwatch.rules.smdebug import install
 
 RULE_SETS: dict[str, tuple[type[Rule], ...]] = {
@@ -158,14 +159,18 @@ def _annotation(written: Any) -> str:
 
 
 def resolve(name: str) -> list[RuleSpec]:
-    """The rules of that name: a set, a built-in rule, ``file.py:Class``, ``package.module:Class``, a rule file, or what
-    an installed package provides under it (:mod:`stepwatch.rules.installed`).
+    """The rules of that name: a set, a built-in rule, ``file.py:Class``, ``package.module:Class``, a rule file,
+    ``sagemaker://JOB``, or what an installed package provides under it (:mod:`stepwatch.rules.installed`).
 
     A class may be a rule of ours or one that was written for smdebug.
 
     Raises:
         RuleError: there is none; the nearest name is suggested.
     """
+    if name.startswith(SCHEME):
+        from stepwatch.rules.configuration import rules_of_job  # which needs this module
+
+        return rules_of_job(name.removeprefix(SCHEME))
     if Path(name).suffix.lower() in RULE_FILES:
         from stepwatch.rules.configuration import read_rules  # which needs this module
 

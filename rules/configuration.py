@@ -31,6 +31,7 @@ from typing import Any
 from stepwatch.rules.catalogue import COMMON, RULE_FILES, RULE_SETS, RuleSpec, parameters_of, resolve
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.sagemaker_profiler.report import ProfilerReport, report_parameters
+from stepwatch.rules.service.request import describe_training_job, rule_file
 
 log = logging.getLogger("stepwatch")
 
@@ -59,6 +60,19 @@ def read_rules(path: Path) -> list[RuleSpec]:
         return rule_specs(_parse(path, text), folder=path.parent)
     except RuleError as error:
         raise RuleError(f"{path}: {error}") from None
+
+
+def rules_of_job(name: str) -> list[RuleSpec]:
+    """The rules of a SageMaker training job, debugging and profiler rules, as DescribeTrainingJob has them.
+
+    Raises:
+        RuleError: there is no such job, it has no rules, or one that cannot be used.
+    """
+    content = describe_training_job(name)
+    try:
+        return rule_specs(content)
+    except RuleError as error:
+        raise RuleError(f"training job {name}: {error}") from None
 
 
 def rule_specs(content: Mapping[str, Any] | Sequence[Any], *, folder: Path = Path()) -> list[RuleSpec]:
@@ -266,5 +280,5 @@ def _resolve(name: str, folder: Path) -> list[RuleSpec]:
     if not colon and Path(name).suffix.lower() in RULE_FILES:
         raise RuleError(f"{name!r} is a rule file; expected a rule or a set of rules")
     if place.startswith("s3://"):
-        raise RuleError(f"the rule {class_name} is in {place}; expected a path on this machine")
+        name = f"{rule_file(place)}:{class_name}"
     return resolve(name)

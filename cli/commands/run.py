@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import click
@@ -15,7 +16,12 @@ from stepwatch.cli import errors
 @click.option(
     "--save-interval", type=click.IntRange(min=1), help="Save every so many steps; chosen by cost by default."
 )
-@click.option("--ranks", default="all", show_default=True, help="Ranks to record: all, first, node, or numbers (0,8).")
+@click.option("--ranks", help="Ranks to record: all (default), first, node, or numbers (0,8).")
+@click.option(
+    "--request",
+    metavar="FILE",
+    help="Record and judge as a CreateTrainingJob request says: a JSON file, or sagemaker://JOB.",
+)
 @click.option("--rules", "rules", multiple=True, metavar="NAMES", help="Judge while it runs, with these rules or sets.")
 @click.option("--stop", "stop", is_flag=True, help="Stop the script when a rule finds an error.")
 @click.option("--webhook", metavar="URL", help="Post findings as JSON.")
@@ -26,7 +32,8 @@ def command(
     out: str | None,
     module: bool,
     save_interval: int | None,
-    ranks: str,
+    ranks: str | None,
+    request: str | None,
     rules: tuple[str, ...],
     stop: bool,
     webhook: str | None,
@@ -36,30 +43,65 @@ def command(
 ) -> None:
     """Record SCRIPT with its ARGS, which is not changed for it and sees argv as without us.
 
+    In a SageMaker container it records as the container's configuration says, where the service collects it.
+
     Exit status: the script's; 1 when a rule stopped it.
     """
-    chosen, actions = _prepare(rules, stop, webhook, tags)
-    recorded = _spell_ranks(ranks)
+    settings, own_rules = _configured(request)
+    chosen, actions = _prepare(rules or own_rules, stop, webhook, tags)
+    if ranks:
+        settings["ranks"] = _spell_ranks(ranks)
+    collected = settings.pop("out_dir", None)
     try:
         from stepwatch.probe import Hook, SaveConfig
         from stepwatch.probe.launch import LaunchError, default_run_dir, launch
+        from stepwatch.probe.smdebug.hook import get_hook
         from stepwatch.probe.store.errors import TraceError
     except ImportError as error:
         errors.fail(error)
 
-    def make_hook() -> Hook:
-        config = SaveConfig(save_interval=save_interval) if save_interval else None
+    if save_interval:
+        settings["save_config"] = SaveConfig(save_interval=save_interval)
+
+    def make_hook() -> Hook | None:
+        if get_hook() is not None:
+            return None  # the script has smdebug's
         try:
-            return Hook(run_dir, save_config=config, rules=chosen, actions=actions, ranks=recorded, tags=tags)
-        except TraceError as error:
+            return Hook(run_dir, rules=chosen, actions=actions, tags=tags, **settings)
+        except (TraceError, ValueError) as error:
             errors.fail(error)
 
+    _provide_smdebug()
     try:
-        run_dir = out or default_run_dir(script)
+        run_dir = out or collected or default_run_dir(script)
         status = launch(script, list(args), module=module, make_hook=make_hook)
     except LaunchError as error:
         errors.fail(error)
     raise SystemExit(status)
+
+
+@errors.one_line_errors
+def _configured(request: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Arguments of the hook, and rules: of a request, or of the container."""
+    from stepwatch.probe import sagemaker
+
+    if request is None:
+        return (sagemaker.container_configuration() if sagemaker.in_container() else {}), ()
+    from stepwatch.rules.service.request import RULE_LISTS, read_request
+
+    content = read_request(request)
+    settings = sagemaker.request_configuration(content)
+    if not sagemaker.in_container():
+        settings.pop("out_dir", None)  # a path in the container
+    return settings, (request,) if any(content.get(key) for key in RULE_LISTS) else ()
+
+
+def _provide_smdebug() -> None:
+    """Scripts that import smdebug find ours, unless theirs is installed."""
+    from stepwatch.rules.smdebug import install
+
+    if importlib.util.find_spec("smdebug") is None:
+        install()
 
 
 @errors.one_line_errors

@@ -31,18 +31,31 @@ def hook_arguments(path: str | os.PathLike[str] | None = None) -> dict[str, Any]
         SMDebugValueError: it holds something else.
     """
     file = Path(path or os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
-    content = _read(file)
-    hook = _object(content.get("HookParameters") or {}, f"{file}: HookParameters")
-    save_config = SaveConfig({mode: _schedule(hook, {}, mode) for mode in ModeKeys})
+    return arguments_of(_read(file), str(file))
+
+
+def arguments_of(content: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The same for the content of such a file, or a request's ``DebugHookConfig``.
+
+    Args:
+        content: the object.
+        what: its name in errors.
+
+    Raises:
+        SMDebugValueError: it holds something else.
+    """
+    content = _object(content, what)
+    hook = _object(content.get("HookParameters") or {}, f"{what}: HookParameters")
+    save_config = SaveConfig({mode: _schedule(f"{what}: HookParameters", hook, {}, mode) for mode in ModeKeys})
     manager = CollectionManager()
     names = []
     for entry in content.get("CollectionConfigurations") or ():
-        name = _object(entry, f"{file}: a collection").get("CollectionName")
+        name = _object(entry, f"{what}: a collection").get("CollectionName")
         if not name:
-            raise SMDebugValueError(f"{file}: a collection has no CollectionName")
-        parameters = _object(entry.get("CollectionParameters") or {}, f"{file}: CollectionParameters of {name}")
+            raise SMDebugValueError(f"{what}: a collection has no CollectionName")
+        parameters = _object(entry.get("CollectionParameters") or {}, f"{what}: CollectionParameters of {name}")
         names.append(str(name))
-        _configure(manager.get(str(name)), hook, parameters)
+        _configure(f"{what}: CollectionParameters of {name}", manager.get(str(name)), hook, parameters)
     return {
         "out_dir": content.get("LocalPath") or DEFAULT_OUT_DIR,
         "save_config": save_config,
@@ -54,15 +67,15 @@ def hook_arguments(path: str | os.PathLike[str] | None = None) -> dict[str, Any]
     }
 
 
-def _configure(collection: Collection, hook: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+def _configure(what: str, collection: Collection, hook: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     collection.include(_words(parameters.get("include_regex")))
     if any(key.rpartition(".")[2] in _STEP_KEYS for key in parameters):
-        collection.save_config = SaveConfig({mode: _schedule(hook, parameters, mode) for mode in ModeKeys})
+        collection.save_config = SaveConfig({mode: _schedule(what, hook, parameters, mode) for mode in ModeKeys})
     collection.reduction_config = _reductions(parameters)
     collection.save_histogram = _flag(parameters.get("save_histogram", True))
 
 
-def _schedule(hook: Mapping[str, Any], parameters: Mapping[str, Any], mode: ModeKeys) -> SaveConfigMode:
+def _schedule(what: str, hook: Mapping[str, Any], parameters: Mapping[str, Any], mode: ModeKeys) -> SaveConfigMode:
     """Schedule of a mode: what is said for the mode goes before what is said for all, a collection before the hook."""
     found: dict[str, Any] = {}
     for source in (hook, parameters):
@@ -73,7 +86,7 @@ def _schedule(hook: Mapping[str, Any], parameters: Mapping[str, Any], mode: Mode
             found["save_steps"] = [int(step) for step in _words(found["save_steps"])]
         return SaveConfigMode(**found)
     except ValueError as error:
-        raise SMDebugValueError(f"{PATH_VARIABLE}: steps of mode {mode.name}: {error}") from None
+        raise SMDebugValueError(f"{what}: steps of mode {mode.name}: {error}") from None
 
 
 def _reductions(parameters: Mapping[str, Any]) -> ReductionConfig | None:
