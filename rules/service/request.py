@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwatch.rules.errors import RuleError
-from stepwatch.rules.telling.channels import aws_client
+from stepwatch.rules.telling.aws import aws_client
 
 SCHEME = "sagemaker://"
 """``sagemaker://JOB`` is the training job of that name, as DescribeTrainingJob has it."""
