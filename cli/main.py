@@ -18,6 +18,7 @@ _COMMANDS = {
     "show": "summarise a run in the terminal",
     "plot": "draw curves of runs, to a file or in the terminal",
     "top": "show a live run in the terminal: pace, phases, machine, findings",
+    "profile": "profile some steps of a live run by torch.profiler, or show what was profiled",
     "report": "write one self-contained HTML file about a run",
     "serve": "show the runs below a directory in a browser, while they grow",
     "sql": "answer a SELECT query over runs",

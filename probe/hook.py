@@ -36,6 +36,7 @@ from stepwatch.probe.governor import Governor
 from stepwatch.probe.heartbeat import Heartbeat
 from stepwatch.probe.loop import TrainingLoop
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
+from stepwatch.probe.profiling import StepProfiler, plan_steps
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.reductions import ReductionConfig
 from stepwatch.probe.resume import first_step, process_rank
@@ -121,6 +122,7 @@ class Hook:
         job_name: shown in reports; the directory's name by default.
         tags: words by which the run is found again, such as ``"sweep-7"`` or ``"team=vision"``.
         system_interval: seconds between samples of the machine's use, at least 0.05; 0 turns them off.
+        profile_steps: steps that are recorded by torch.profiler, such as ``range(100, 103)``; at most 100.
 
     Raises:
         TraceError: ``out_dir`` cannot be written, or another process is writing it.
@@ -148,6 +150,7 @@ class Hook:
         job_name: str | None = None,
         tags: Iterable[str] = (),
         system_interval: float = 0.5,
+        profile_steps: Iterable[int] = (),
     ) -> None:
         self._lock = RLock()
         self._closed = False
@@ -175,6 +178,7 @@ class Hook:
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
         words = checked_tags(tags)
         check_arguments([module for _, module in models], optimizers, loss_fn)
+        planned = plan_steps(profile_steps, self.rank)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint, hearing_seconds)
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
         sampling = first_of_node and self._recorded
@@ -219,6 +223,16 @@ class Hook:
             registry,
             raw=bool(reduction_config and reduction_config.save_raw_tensor),
             describe=self._describe,
+            note=self._writer.note,
+        )
+
+        self._profiler = StepProfiler(
+            self.out_dir,
+            self.rank,
+            world_size,
+            planned,
+            recorded=self._recorded,
+            hearing_seconds=hearing_seconds,
             note=self._writer.note,
         )
 
@@ -371,6 +385,7 @@ class Hook:
         for handle in self._handles:
             handle.remove()
         self._sampler.stop()
+        self._profiler.close(self.step)
         self._writer.flush()
         if self._judge:
             self._judge.conclude()
@@ -398,6 +413,7 @@ class Hook:
             self._begin_forward(module)
             if not self._steps.by_optimizer:
                 self._stop_if_due()
+                self._profile_if_due()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if not is_traced():
@@ -413,6 +429,7 @@ class Hook:
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._end_update(optimizer, has_closure(args, kwargs))
         self._stop_if_due()
+        self._profile_if_due()
 
     # -- the step -------------------------------------------------------------------------------------
 
@@ -557,6 +574,13 @@ class Hook:
             self.close("stopped", stopped.reason)
         self._stopper.leave(stopped, self.step)
 
+    def _profile_if_due(self) -> None:
+        if self._profiler.wanted and not (self._closed or self._forked):
+            clock = self._steps.clock
+            if self._profiler.at_boundary(self.step):
+                clock.leave_out()
+            clock.untimed = self._profiler.running
+
     # -- small things ---------------------------------------------------------------------------------
 
     @property
@@ -589,9 +613,10 @@ class Hook:
             step = first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, rank)
         self._steps.start_at(step)
         self._writer.set_start_step(step)
+        self._profile_if_due()
 
     def _submit(self, record: OpenRecord) -> None:
-        if record.mode in TRAINING:
+        if record.mode in TRAINING and record.timing:
             self._step_seconds = record.timing.get("duration_ns", 0) / 1e9
         self._writer.submit(record.close(self._tensors.intern))
 
@@ -619,6 +644,7 @@ class Hook:
         if self._recorded:
             self._heart.beat(self.step, *self._steps.clock.activity)
         self._poll_stop()
+        self._profiler.poll(self.step, self._step_seconds)
         self._governor.exchange(self.step, self._step_seconds)
         with self._lock:
             self._steps.finish_idle(_IDLE_SECONDS)

@@ -17,15 +17,20 @@ class StepClock:
     is what of it was waited for a DataLoader, ``checkpoint`` what ``torch.save`` took. ``backward`` is the time
     inside ``backward()``. On an accelerator these are the times of the calls, which may return before the device
     is done.
+
+    Attributes:
+        untimed: the step that is open takes longer than usual because of us, as one that is profiled; no times of it
+            are told.
     """
 
-    __slots__ = ("_began", "_between", "_latest", "_marks", "phases", "waits_for")
+    __slots__ = ("_began", "_between", "_latest", "_marks", "phases", "untimed", "waits_for")
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
         self._marks: dict[str, int] = {}
         self._between: dict[str, int] = {}
         self.phases: dict[str, int] = {}
+        self.untimed = False
         self.waits_for = ""
 
     @property
@@ -36,6 +41,11 @@ class StepClock:
         """
         phase = self.waits_for or next(reversed(list(self._marks)), "script")
         return self._latest, phase.removesuffix("_ns")
+
+    def leave_out(self) -> None:
+        """What passed since the last phase ended belongs to no step, and to no phase that is open."""
+        self._began = self._latest = perf_counter_ns()
+        self._marks = dict.fromkeys(self._marks, self._latest)
 
     def restart(self) -> None:
         """A new step begins where the last phase ended."""
@@ -76,7 +86,7 @@ class StepClock:
 
     def finish(self) -> dict[str, int]:
         """The step is over: its phases and its duration, up to the end of its latest phase."""
-        return {**self.phases, "duration_ns": self._latest - self._began}
+        return {} if self.untimed else {**self.phases, "duration_ns": self._latest - self._began}
 
     def _take_between(self) -> None:
         workers = self._between.pop("loader_workers", None)

@@ -153,24 +153,34 @@ def read_plan(run_dir: Path) -> SavePlan | None:
     return SavePlan(interval, from_step, bool(content.get("dense")), int(content.get("time_ns", 0)))
 
 
+class ChangingFile:
+    """A file that others replace; cheap enough to be asked about several times a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, int] | None = None
+
+    def changed(self) -> bool:
+        """Whether there is another one than when it was last asked."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        before, self._stamp = self._stamp, (status.st_mtime_ns, status.st_ino)
+        return self._stamp != before
+
+
 class StopWatcher:
-    """Looks for requests made since it was created; cheap enough to be asked several times a second."""
+    """Looks for requests made since it was created."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._path = run_dir / "control" / "stop.json"
+        self._file = ChangingFile(run_dir / "control" / "stop.json")
         self._since = time.time_ns()
-        self._stamp: tuple[int, int] | None = None
 
     def poll(self) -> StopRequest | None:
         """A request that has not been returned before, or None."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        stamp = (status.st_mtime_ns, status.st_ino)
-        if stamp == self._stamp:
+        if not self._file.changed():
             return None
         request = read_request(self._run_dir)
-        self._stamp = stamp
         return request if request is not None and request.time_ns >= self._since else None

@@ -1,0 +1,1 @@
+"""Traces of torch.profiler (Kineto), made by us or elsewhere: read, and summarised. No torch."""
