@@ -6,7 +6,8 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -37,6 +38,22 @@ def spell(error: Exception) -> str:
 def print_warnings_with_the_result() -> None:
     """Keep the log quiet, for a command that prints a run's warnings itself."""
     logging.getLogger("stepwatch").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Around imports of libraries that an extra of the distribution brings: say so where one is missing.
+
+    Args:
+        name: of the extra.
+        what: needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "stepwatch").startswith("stepwatch"):
+            raise
+        fail(f"{what} needs {error.name}: pip install 'stepwatch[{name}]'")
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stepwatch.probe.store.additions import ADDED_COLUMNS
 from stepwatch.probe.store.discovery import find_runs
 from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.layout import Part, list_parts, rank_folder
@@ -211,12 +212,15 @@ def _create_view(connection: DuckDBPyConnection, table: str, files: list[dict[st
         _create_table(connection, table, pa.schema([*fields, *TABLES[table]]), [])
         return
     _create_table(connection, f"files.{table}", schema, files)
+    if table == "steps":
+        _create_table(connection, "files.added", ADDED_COLUMNS, [])
     paths = _list_literal([row["filename"] for row in files])
     connection.execute(
         f"""CREATE VIEW {table} AS SELECT f.* EXCLUDE ({"filename" if table == "system" else "filename, cut"}),
         t.* EXCLUDE (filename) FROM read_parquet({paths}, filename = true, union_by_name = true,
         hive_partitioning = false) t
-        JOIN files.{table} f USING (filename) WHERE {"true" if table == "system" else _COUNTS}"""
+        JOIN files.{table} f USING (filename) WHERE {"true" if table == "system" else _COUNTS}
+        {"UNION ALL BY NAME SELECT * FROM files.added" if table == "steps" else ""}"""
     )
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stepwatch.rules.compare.runs import Comparison, Pair
 
 _SHOWN_LAYERS = 12
-_SHOWN_TENSORS = 5
 
 
 @click.command("compare")
@@ -27,10 +26,13 @@ _SHOWN_TENSORS = 5
     metavar="NAME[:min|:max]",
     help="Scalar to judge by; by default the evaluation loss, or the training loss.",
 )
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write a page (HTML) that needs nothing else, with plots."
+)
 @click.option("--exact", is_flag=True, help="Exit with status 1 unless all that was recorded agrees bit for bit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @errors.one_line_errors
-def command(runs: tuple[Path, ...], objective: str | None, exact: bool, as_json: bool) -> None:
+def command(runs: tuple[Path, ...], objective: str | None, output: Path | None, exact: bool, as_json: bool) -> None:
     """Hold runs against a BASELINE: the first of them, or of a directory the one marked by "stepwatch tag --baseline".
 
     Says how they were made differently, at which step and in which tensor they cease to be the same bit for bit, where
@@ -41,11 +43,19 @@ def command(runs: tuple[Path, ...], objective: str | None, exact: bool, as_json:
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.compare.runs import compare
 
+    if output is not None and not output.absolute().parent.is_dir():
+        errors.fail(f"{output}: there is no directory {output.parent}")
     errors.print_warnings_with_the_result()
     traces = [Trace(run) for run in _ordered(runs)]
     comparison = compare(traces, objective)
+    if output is not None:
+        with errors.extra("report", "the page"):
+            from stepwatch.cli.report.comparison import write_comparison
+        write_comparison(traces, comparison, output)
     if as_json:
         print_json(comparison.to_json())
+    elif output is not None:
+        click.echo(output)
     else:
         _print(console(), comparison)
     for warning in dict.fromkeys(warning for trace in traces for warning in trace.warnings):
@@ -75,12 +85,14 @@ def _ordered(places: Sequence[Path]) -> list[Path]:
 def _print(out: Console, comparison: Comparison) -> None:
     from rich.text import Text
 
+    from stepwatch.cli.comparison import pair_lines
+
     _print_circumstances(out, comparison)
     _print_standings(out, comparison)
     for pair in comparison.pairs:
         out.print()
         out.print(Text(f"{pair.run} beside {pair.baseline}", "bold"))
-        for line in _lines(pair):
+        for line in pair_lines(pair):
             out.print(Text(line))
         _print_partings(out, pair)
 
@@ -105,44 +117,20 @@ def _print_standings(out: Console, comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from stepwatch.cli.comparison import objective_words
+
     objective = comparison.objective
     if objective is None:
         out.print("\nNo loss was recorded in all of them: --objective NAME says by what to judge.")
         return
-    goal = "lower" if objective.goal == "min" else "higher"
     out.print()
-    out.print(Text(f"by {objective.name} [{objective.mode}], {goal} is better:"))
+    out.print(Text(f"by {objective_words(objective)}:"))
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "last", "at step", "best", "at step"):
         table.add_column(heading, justify="left" if heading == "run" else "right")
     for each in comparison.standings:
         table.add_row(Text(each.run), f"{each.last:.6g}", str(each.last_step), f"{each.best:.6g}", str(each.best_step))
     out.print(table)
-
-
-def _lines(pair: Pair) -> list[str]:
-    lines = []
-    verdict = pair.verdict
-    if verdict is not None:
-        note = f" ({verdict.note})" if verdict.note else ""
-        if verdict.better is None:
-            lines.append(f"neither is better beyond noise{note}")
-        else:
-            lines.append(f"{verdict.better} is better by {verdict.by:.4g}, since step {verdict.since}{note}")
-    first = pair.first_difference
-    if first is not None:
-        shown = ", ".join(first.tensors[:_SHOWN_TENSORS])
-        if len(first.tensors) > _SHOWN_TENSORS:
-            shown += f" and {len(first.tensors) - _SHOWN_TENSORS} more"
-        rank = f", rank {first.rank}" if first.rank else ""
-        numbers = f", {first.column} {first.values[0]!r} and {first.values[1]!r}" if first.values else ""
-        lines.append(f"the same bit for bit until step {first.step} [{first.mode}{rank}], where these differ: {shown}")
-        lines.append(f"first {first.tensors[0]}{numbers}: {first.meaning}")
-    elif pair.identical:
-        lines.append(
-            f"the same bit for bit in all that both recorded: {pair.steps} steps, {pair.saved_steps} with statistics"
-        )
-    return lines + [f"note: {note}" for note in pair.notes]
 
 
 def _print_partings(out: Console, pair: Pair) -> None:

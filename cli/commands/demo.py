@@ -26,13 +26,9 @@ def command(fault: str, list_them: bool, out: Path) -> None:
 
     Real training on scikit-learn's handwritten digits; nothing is downloaded.
     """
-    try:
+    with errors.extra("demo", "the demonstration"):
         from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
         from stepwatch.cli.demo.show import run_demo
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("torch", "sklearn", "bokeh", "jinja2"):
-            errors.fail("the demonstration needs torch and scikit-learn: pip install 'stepwatch[demo]'")
-        raise
     if list_them:
         for scenario in FAULTS:
             click.echo(f"{scenario.name:12} {scenario.mistake}")

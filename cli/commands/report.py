@@ -24,12 +24,8 @@ def command(run: Path, output: Path | None, rules: tuple[str, ...], settings: tu
     from stepwatch.rules.catalogue import configure
 
     trace = Trace(run)
-    try:
+    with errors.extra("report", "the report"):
         from stepwatch.cli.report.page import write_report
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("bokeh", "jinja2"):
-            errors.fail("the report needs a charting library: pip install 'stepwatch[report]'")
-        raise
     written = write_report(trace, output or run / "report.html", configure(list(rules) or None, list(settings)))
     click.echo(written)
     if open_it:

@@ -44,13 +44,9 @@ def command(
 
     if not directory.is_dir():
         errors.fail(f"{directory}: {'is a file; expected a directory' if directory.exists() else 'no such directory'}")
-    try:
+    with errors.extra("report", "the server"):
         from stepwatch.cli.serve.run_list import RunList
         from stepwatch.cli.serve.server import is_loopback, serve
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("bokeh", "jinja2", "tornado"):
-            errors.fail("the server needs the report's libraries: pip install 'stepwatch[report]'")
-        raise
     token = None if is_loopback(host) else os.environ.get("STEPWATCH_TOKEN") or secrets.token_urlsafe(24)
 
     async def run(runs: RunList) -> None:

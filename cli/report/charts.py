@@ -12,6 +12,7 @@ from bokeh.models import (
     ColorBar,
     ColumnDataSource,
     HoverTool,
+    Label,
     Legend,
     LinearColorMapper,
     LogScale,
@@ -78,14 +79,43 @@ def mark(chart: figure, findings: Sequence[Finding]) -> None:
             )
 
 
-def heat(content: HeatMap, unit: str, findings: Sequence[Finding] = (), *, x: str = "global step") -> figure:
-    """Layers by steps, first layer on top; entries that were not finite in red."""
+def mark_step(chart: figure, step: float, label: str) -> None:
+    """A line at a step, with what happened there."""
+    chart.add_layout(Span(location=step, dimension="height", line_color=_TEXT, line_dash="dashed", line_width=1.5))
+    chart.add_layout(Label(x=step, y=4, y_units="screen", text=f" {label}", text_color=_TEXT, text_font_size="12px"))
+
+
+def shown_values(content: HeatMap) -> NDArray[np.float64]:
+    """Those of a heat map that have a colour, [n]; tensors that are zero throughout have none."""
+    values: NDArray[np.float64] = content.values[np.isfinite(content.values) & (content.values > -40)]
+    return values
+
+
+def heat(
+    content: HeatMap,
+    unit: str,
+    findings: Sequence[Finding] = (),
+    *,
+    x: str = "global step",
+    limits: tuple[float, float] | None = None,
+) -> figure:
+    """Layers by steps, first layer on top; entries that were not finite in red.
+
+    Args:
+        content: the layers.
+        unit: of the values.
+        findings: marked at their steps.
+        x: unit of the columns.
+        limits: the values of the first and the last colour; by default the lowest and the highest.
+    """
     count = len(content.layers)
     height = int(np.clip(18 * count + 90, 160, 900))
     order = list(reversed(content.layers))
     chart = _figure(height, x, "", "linear", y_range=(0, count))
-    shown = content.values[np.isfinite(content.values) & (content.values > -40)]
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
+    if limits is None:
+        shown = shown_values(content)
+        limits = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
+    low, high = limits
     mapper = LinearColorMapper(palette=Viridis256, low=low, high=max(high, low + 1e-6), nan_color="rgba(0,0,0,0)")
     layer, column = np.nonzero(np.isfinite(content.values) | content.bad)
     bottom = (count - 1 - layer).astype(np.float32)

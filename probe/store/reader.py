@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stepwatch.probe.store import remote
+from stepwatch.probe.store.additions import ADDED_COLUMNS, completed, present
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.identity import is_alive
@@ -340,7 +341,11 @@ class Trace:
     def _read_file(self, path: Path, columns: list[str] | None, condition: pc.Expression | None) -> pa.Table | None:
         """A file's rows, or None with a warning when it is damaged."""
         try:
-            return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+            if columns is None or not set(columns) & set(ADDED_COLUMNS.names):
+                return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+            there = present(columns, pq.read_schema(path).names)
+            rows = pq.read_table(path, columns=there, filters=condition, partitioning=None)
+            return completed(rows, columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -453,9 +458,10 @@ def iterate_file(path: Path, columns: list[str], rows: int) -> Iterator[pa.Table
     except KeyError as error:
         raise ValueError(f"it has no column {error.args[0].decode()}") from None
     with file:
-        lacking = set(columns) - set(file.schema_arrow.names)
+        there = present(columns, file.schema_arrow.names)
+        lacking = set(there) - set(file.schema_arrow.names)
         if lacking:
             raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
         large = file.metadata.num_rows > rows  # in a small file threads cost more than they save
-        for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=large):
-            yield pa.Table.from_batches([batch])
+        for batch in file.iter_batches(batch_size=rows, columns=there, use_threads=large):
+            yield completed(pa.Table.from_batches([batch]), columns)
