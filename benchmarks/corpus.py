@@ -91,6 +91,7 @@ def classify(
     accumulate: int = 1,
     shuffle: bool = True,
     stay_in_eval: bool = False,
+    inputs: Callable[[int, torch.Tensor], torch.Tensor] = lambda step, x: x,
 ) -> Callable[[int, Path, int], None]:
     def train(seed: int, run: Path, interval: int) -> None:
         torch.manual_seed(seed)
@@ -108,7 +109,7 @@ def classify(
                 for _ in range(accumulate):
                     chosen = next(feed) if shuffle else torch.arange(step * size, (step + 1) * size) % len(y)
                     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                        loss = criterion(model(x[chosen]), y[chosen]) / accumulate
+                        loss = criterion(model(inputs(step, x[chosen])), y[chosen]) / accumulate
                     loss.backward()
                 if clip:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -333,6 +334,11 @@ def curriculum(seed: int, run: Path, interval: int) -> None:
                     loss_fn(model(eval_x), eval_y)
 
 
+def garbage(*steps: int) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Noise instead of images at these steps."""
+    return lambda step, x: x + 20 * torch.randn_like(x) if step in steps else x
+
+
 def noisy_labels(share: float) -> Callable[[Any], Any]:
     def change(data: Any) -> Any:
         x, y, eval_x, eval_y = data
@@ -452,6 +458,7 @@ JOBS: tuple[Job, ...] = (
     Job("cnn warm-up", classify(cnn, adam(2e-3), schedule=lambda s: min(1.0, (s + 1) / 200), steps=600)),
     Job("cnn long warm-up", classify(cnn, sgd(0.02), schedule=lambda s: min(1.0, (s + 1) / 1000), steps=900)),
     Job("cnn clipped", classify(cnn, sgd(0.05), clip=0.5)),
+    Job("cnn, one batch of garbage", classify(cnn, adam(2e-3), inputs=garbage(240))),
     Job("cnn bfloat16", classify(cnn, adam(1e-3), autocast=True)),
     Job("cnn accumulating", classify(cnn, adam(1e-3), size=16, accumulate=4)),
     Job("cnn frozen backbone", classify(frozen_backbone, adam(1e-3))),
@@ -486,6 +493,11 @@ JOBS: tuple[Job, ...] = (
         "rate too high, linear",
         classify(lambda: mlp(64, 10), sgd(5.0, 0.0, weight_decay=0.05)),
         ("OscillatingLoss", *BAD),
+    ),
+    Job(
+        "batches of garbage",
+        classify(lambda: mlp(64, 64, 10), sgd(0.05), steps=600, inputs=garbage(160, 280, 400, 520)),
+        ("LossSpike",),
     ),
     Job("rate zero", classify(cnn, sgd(0.0)), ("ZeroLearningRate", "UnchangedTensor", "StalledLoss")),
     Job(

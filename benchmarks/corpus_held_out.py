@@ -38,6 +38,7 @@ class Fit:
             "eval_every": 40,
             "around": lambda step, model, optimizer: None,
             "clip": 0.0,
+            "inputs": lambda step, x: x,
             **options,
         }
 
@@ -60,7 +61,7 @@ class Fit:
                 o["around"](step, model, optimizer)
                 optimizer.zero_grad()
                 chosen = next(feed)
-                loss_fn(model(x[chosen]), y[chosen]).backward()
+                loss_fn(model(o["inputs"](step, x[chosen])), y[chosen]).backward()
                 if o["clip"]:
                     nn.utils.clip_grad_norm_(model.parameters(), o["clip"])
                 optimizer.step()
@@ -478,6 +479,15 @@ JOBS: tuple[Job, ...] = (
             optimizer=optimizer(SGD, 0.01),
         ),
         ("StalledLoss", "LossNotDecreasing", "NoBetterThanGuessing"),
+    ),
+    Job(
+        "breast cancer, records of another unit",
+        cancer.but(
+            inputs=lambda s, x: 100 * x.flip(1) if s in (150, 250, 350, 450) else x,
+            optimizer=optimizer(SGD, 0.05, momentum=0.9),
+            steps=520,
+        ),
+        ("LossSpike", *_HIGH),
     ),
     Job("wine, wrong sign", wine.but(loss=WrongSign), (*_BAD, "LossNotDecreasing", "UnboundedLoss")),
     Job("wine, rate zero", wine.but(optimizer=optimizer(Adam, 0.0)), ("ZeroLearningRate", *_STILL)),

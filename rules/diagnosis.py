@@ -11,7 +11,7 @@ from stepwatch.rules.finding import Finding, Severity
 CONSEQUENCES: dict[str, frozenset[str]] = {
     cause: frozenset(effects.split())
     for cause, effects in {
-        "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss OscillatingLoss DeadRelu "
+        "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
         "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",
         "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
@@ -20,8 +20,10 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "ModelInEvalMode": "Overfit",
         "UpdatesSkipped": "StalledLoss LossNotDecreasing UnchangedTensor",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "UpdatesSkipped DivergingLoss OscillatingLoss DeadRelu VanishingGradient UnchangedTensor "
-        "StalledLoss LossNotDecreasing SaturatedActivation",
+        "ExplodingTensor": "UpdatesSkipped DivergingLoss LossSpike OscillatingLoss DeadRelu VanishingGradient "
+        "UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",
+        "LossSpike": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu SaturatedActivation StalledLoss "
+        "LossNotDecreasing NoBetterThanGuessing",
         "UnboundedLoss": "ExplodingTensor SaturatedActivation",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
         "DeadRelu": "NoBetterThanGuessing VanishingGradient UnchangedTensor StalledLoss ClassImbalance",

@@ -10,6 +10,7 @@ from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode,
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.replicas import ReplicaDrift
+from stepwatch.rules.recommended.spikes import LossSpike
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
@@ -28,6 +29,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     ModelInEvalMode,
     StalledLoss,
     LossNotDecreasing,
+    LossSpike,
     OscillatingLoss,
     UnboundedLoss,
     NoBetterThanGuessing,
