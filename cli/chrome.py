@@ -86,6 +86,8 @@ def _step(rank: int, row: dict[str, Any], start: int, ends: dict[int, float]) ->
         ends[row["step"]] = end
     track = {"ph": "X", "pid": rank, "tid": _STEPS if training else _EVALUATIONS}
     about = {"mode": row["mode"], "saved": row["saved"], "hook_us": times["hook"]}
+    if row["collective_ns"] is not None:
+        about["collective_us"] = times["collective"]
     about |= {name: row[name] for name in ("samples", "loader_workers") if row[name] is not None}
     yield {**track, "name": f"step {row['step']}", "cat": "step", "ts": begin, "dur": times["duration"], "args": about}
     starts = {

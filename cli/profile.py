@@ -19,6 +19,9 @@ from stepwatch.probe.store.reader import Trace
 PHASES = ("loader", "checkpoint", "data", "forward", "backward", "optimizer", "other")
 """They add up to a step; ``data`` is what passes before the forward pass beside the loader and checkpoints."""
 
+WITHIN = ("hook", "collective")
+"""What the hook itself takes and what is waited for other ranks, within the phases."""
+
 DEVICE_METRICS = {
     "cpu_percent": "%",
     "memory_percent": "%",
@@ -44,15 +47,15 @@ _OUTLIER_FACTOR = 2.0
 def step_times(trace: Trace, rank: int) -> pd.DataFrame:
     """Milliseconds of each phase of a rank's training steps, in recorded order.
 
-    Columns: ``step``, ``duration``, :data:`PHASES`, ``hook`` (part of the phases in which it works), ``samples``,
-    ``workers``, ``end_ns``.
+    Columns: ``step``, ``duration``, :data:`PHASES`, ``hook`` and ``collective`` (waiting for other ranks), which are
+    part of the phases in which they are, ``samples``, ``workers``, ``end_ns``.
     """
     columns = ["step", "time_ns", "duration_ns", "data_ns", "loader_ns", "checkpoint_ns", "forward_ns", "backward_ns"]
-    columns += ["optimizer_ns", "hook_ns", "samples", "loader_workers"]
+    columns += ["optimizer_ns", *(f"{name}_ns" for name in WITHIN), "samples", "loader_workers"]
     rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
     rows = rows[rows["duration_ns"].fillna(0) > 0]
     found = pd.DataFrame({"step": rows["step"]})
-    for name in ("duration", "data", "loader", "checkpoint", "forward", "backward", "optimizer", "hook"):
+    for name in ("duration", "data", "loader", "checkpoint", "forward", "backward", "optimizer", *WITHIN):
         found[name] = rows[f"{name}_ns"].fillna(0) / 1e6
     found["other"] = (found["duration"] - found[["data", "forward", "backward", "optimizer"]].sum(axis=1)).clip(lower=0)
     found["end_ns"] = rows["time_ns"] + ((found["duration"] - found["data"]) * 1e6).astype("int64")
@@ -75,10 +78,11 @@ def time_profile(trace: Trace) -> dict[str, Any]:
     return {
         "seconds": _seconds(trace, first),
         "ranks": {
-            str(rank): {name: _spread(times[name]) for name in ("duration", *PHASES, "hook")}
+            str(rank): {name: _spread(times[name]) for name in ("duration", *PHASES, *WITHIN)}
             for rank, times in by_rank.items()
         },
         "shares": {str(rank): shares(times) for rank, times in by_rank.items()},
+        "collectives": {str(rank): share_of(times, "collective") for rank, times in by_rank.items()},
         "outliers": [] if first is None else outliers(first),
         "loading": None if first is None else loading(first),
     }
@@ -114,8 +118,12 @@ def _spread(values: pd.Series) -> dict[str, float]:
 
 def shares(times: pd.DataFrame) -> dict[str, float]:
     """Share of the steps' time by phase."""
-    total = float(times["duration"].sum())
-    return {phase: float(times[phase].sum()) / total for phase in PHASES}
+    return {phase: share_of(times, phase) for phase in PHASES}
+
+
+def share_of(times: pd.DataFrame, name: str) -> float:
+    """Share of the steps' time that is in this column."""
+    return float(times[name].sum()) / float(times["duration"].sum())
 
 
 def outliers(times: pd.DataFrame) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from stepwatch.probe.arguments import (
 from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
 from stepwatch.probe.code import code_version
 from stepwatch.probe.collections import Collection, CollectionRegistry
+from stepwatch.probe.collectives import BackwardWait
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.heartbeat import Heartbeat
 from stepwatch.probe.loop import TrainingLoop
@@ -192,6 +193,7 @@ class Hook:
         self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size, hearing_seconds)
         self._loop = TrainingLoop()
         self._steps = StepTracker(registry, schedule, self._governor, self._submit)
+        self._backward_wait = BackwardWait(self._steps.clock)
         if actions and rules is None:
             raise ValueError("actions were given without rules; expected rules='recommended' or a list")
         self._judge = None
@@ -487,11 +489,13 @@ class Hook:
             self._add_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
         self._in_backward = True
         self._steps.clock.begin("backward_ns")
+        self._backward_wait.begins(losses)
 
     @_guarded
     def backward_ends(self) -> None:
         """The backward pass returned."""
         self._in_backward = False
+        self._backward_wait.ends()
         self._steps.clock.end("backward_ns")
 
     @_guarded

@@ -15,8 +15,8 @@ class StepClock:
     A step lasts from the end of the one before it to the end of its optimizer step. ``data`` is the part
     before its first forward pass: loading, moving and whatever else the script does between steps; ``loader``
     is what of it was waited for a DataLoader, ``checkpoint`` what ``torch.save`` took. ``backward`` is the time
-    inside ``backward()``. On an accelerator these are the times of the calls, which may return before the device
-    is done.
+    inside ``backward()``. ``collective``, what was waited for other ranks, is part of the phases in which it was.
+    On an accelerator these are the times of the calls, which may return before the device is done.
 
     Attributes:
         untimed: the step that is open takes longer than usual because of us, as one that is profiled; no times of it
@@ -37,7 +37,8 @@ class StepClock:
     def activity(self) -> tuple[int, str]:
         """When a phase ended last, and the one that the script is in; another thread may ask.
 
-        Outside the phases it is ``loader`` or ``checkpoint`` while the script waits for these, else ``script``.
+        Outside the phases it is ``loader`` or ``checkpoint`` while the script waits for these, else ``script``;
+        ``collective`` anywhere.
         """
         phase = self.waits_for or next(reversed(list(self._marks)), "script")
         return self._latest, phase.removesuffix("_ns")
@@ -74,6 +75,10 @@ class StepClock:
     def waited(self, phase: str, nanoseconds: int) -> None:
         """The script waited. Between two steps it is the later one that it belongs to."""
         self._between[phase] = self._between.get(phase, 0) + nanoseconds
+
+    def waiting(self, phase: str) -> int:
+        """Nanoseconds waited since the latest phase began or ended."""
+        return self._between.get(phase, 0)
 
     def loaded(self, *, samples: int, workers: int) -> None:
         """A batch came from a loader with that many workers."""

@@ -1,7 +1,8 @@
-"""Hears of what a script waits for between its phases: batches of a DataLoader, checkpoints being written.
+"""Hears of what a script waits for: batches of a DataLoader, checkpoints being written, collectives of several ranks.
 
-``DataLoader`` and ``torch.save`` are wrapped while somebody listens. Of loaders inside loaders only the outermost is
-timed, and only in the thread that trains: what another thread waits for costs no time of the step.
+``DataLoader``, ``torch.save`` and the ``wait`` of a collective are wrapped while somebody listens. Of loaders inside
+loaders only the outermost is timed, and only in the thread that trains: what another thread waits for costs no time of
+the step.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import dataloader
 
+from stepwatch.probe.collectives import COLLECTIVE
 from stepwatch.probe.timeline import StepClock
 
 _listeners: dict[int, tuple[StepClock, int]] = {}
@@ -36,6 +39,8 @@ def unlisten(clock: StepClock) -> None:
         dataloader.DataLoader.__iter__ = _originals["iter"]  # type: ignore[method-assign]
         dataloader._BaseDataLoaderIter.__next__ = _originals["next"]  # type: ignore[method-assign]
         torch.save = _originals["save"]  # type: ignore[assignment]
+        if "wait" in _originals:
+            dist.Work.wait = _originals["wait"]  # type: ignore[method-assign]
         _originals.clear()
 
 
@@ -63,6 +68,14 @@ def _install() -> None:
     dataloader.DataLoader.__iter__ = timed_start  # type: ignore[method-assign]
     dataloader._BaseDataLoaderIter.__next__ = timed_fetch  # type: ignore[method-assign]
     torch.save = timed_save
+    if dist.is_available():
+        wait = _originals["wait"] = dist.Work.wait
+
+        @functools.wraps(wait)
+        def timed_wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return _timed(COLLECTIVE, wait, self, *args, **kwargs)
+
+        dist.Work.wait = timed_wait  # type: ignore[method-assign]
 
 
 def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

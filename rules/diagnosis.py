@@ -38,8 +38,9 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "ContainerThrottled": "DataLoadingBound GpuStarved",
         "DataLoadingBound": "GpuStarved",
         "SlowCheckpointing": "GpuStarved",
-        "StragglerRank": "GpuStarved",
-        "GpuOverheating": "StragglerRank StepTimeDrift",
+        "StragglerRank": "CommunicationBound GpuStarved",
+        "CommunicationBound": "GpuStarved",
+        "GpuOverheating": "StragglerRank CommunicationBound StepTimeDrift",
     }.items()
 }  # fmt: skip
 """What each problem can bring with it. Where two can bring each other, the one that began first is the cause."""

@@ -98,11 +98,12 @@ def _phase_table(times: pd.DataFrame) -> Part:
             *(f"{value:.3g}" for value in np.percentile(times[phase], (50, 95, 99))),
             f"{100 * float(times[phase].sum()) / total:.1f} %",
         )
-        for phase in ("duration", *PHASES, "hook")
+        for phase in ("duration", *PHASES, "hook", *(["collective"] if times["collective"].any() else []))
     ]
     text = (
         "Host time, in milliseconds. Data is what passes before the forward pass beside waiting for the loader and "
-        "checkpoints. The hook's own time is part of the phases in which it works."
+        "checkpoints. The hook's own time and collectives, in which a rank waits for others, are part of the phases in "
+        "which they are."
     )
     return Part("Phases", text, head=("phase", "median", "p95", "p99", "share"), rows=rows)
 
@@ -126,10 +127,15 @@ def _rank_table(numbers: dict[str, Any]) -> Part:
                 f"{spread['duration']['p50_ms']:.3g}",
                 f"{spread['duration']['p95_ms']:.3g}",
                 *(f"{100 * shares[phase]:.0f} %" for phase in PHASES),
+                f"{100 * numbers['collectives'][rank]:.0f} %",
             )
         )
-    text = "Ranks that reduce their gradients wait for each other inside the backward pass: the slow one waits least."
-    return Part("Ranks", text, head=("rank", "median, ms", "p95, ms", *PHASES), rows=rows, wide=True)
+    text = (
+        "Ranks that reduce their gradients wait for each other inside the backward pass: the slow one waits least. "
+        "Collectives are what was waited for others, within the phases."
+    )
+    head = ("rank", "median, ms", "p95, ms", *PHASES, "collectives")
+    return Part("Ranks", text, head=head, rows=rows, wide=True)
 
 
 def _outlier_table(outliers: list[dict[str, Any]]) -> Part:

@@ -9,7 +9,10 @@ import pyarrow as pa
 from stepwatch.probe.store.schema import TABLES
 
 ADDED_COLUMNS = pa.schema(
-    [TABLES["steps"].field(name) for name in ("loader_ns", "checkpoint_ns", "samples", "loader_workers")]
+    [
+        TABLES["steps"].field(name)
+        for name in ("loader_ns", "checkpoint_ns", "samples", "loader_workers", "collective_ns")
+    ]
 )
 """All of ``steps``."""
 

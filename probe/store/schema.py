@@ -80,6 +80,7 @@ TABLES: dict[str, pa.Schema] = {
             ("hook_ns", pa.int64()),
             ("samples", pa.int64()),
             ("loader_workers", pa.int64()),
+            ("collective_ns", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID
@@ -138,6 +139,7 @@ TIMING_COLUMNS: tuple[str, ...] = (
     "hook_ns",
     "samples",
     "loader_workers",
+    "collective_ns",
 )
 """Columns of ``steps`` that a step's timing fills: nanoseconds, and beside them what the loader delivered."""
 

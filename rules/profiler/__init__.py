@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepwatch.rules.profiler.communication import CommunicationBound
 from stepwatch.rules.profiler.devices import ContainerThrottled, DeviceErrors, GpuOverheating, GpuStarved
 from stepwatch.rules.profiler.loading import DataLoadingBound
 from stepwatch.rules.profiler.memory import DiskFilling, MemoryLeak, MemoryPressure
@@ -14,6 +15,7 @@ PROFILER: tuple[type[Rule], ...] = (
     DeviceErrors,
     DataLoadingBound,
     StragglerRank,
+    CommunicationBound,
     StepTimeDrift,
     MemoryLeak,
     MemoryPressure,

@@ -25,7 +25,12 @@ _FACTOR = 5.0
 _PATIENCE = 1800.0  # while a graph is compiled or a checkpoint is written, and before the first steps
 _MIN_STEPS = 10
 _LOOK_SECONDS = 1.0
-_COMPUTING = ("forward", "backward", "optimizer")
+_COMPUTING = ("forward", "backward", "optimizer", "collective")
+_PLACES = {
+    "script": "in the script's own code",
+    "loader": "waiting for a batch",
+    "collective": "waiting for other ranks",
+}
 _LAST_STEPS = 1000
 _STACK_SECONDS = 1.0
 _COMPILERS = re.compile(r"/(torch/_dynamo|torch/_inductor|triton|torch_xla)/")
@@ -127,7 +132,7 @@ class HangWatch:
         known = self._ranks[rank]
         phase, step = str(known.beat.get("phase")), self._step(rank)
         seconds, limit = known.still(now), self._limit(rank, phase)
-        where = {"script": "in the script's own code", "loader": "waiting for a batch"}.get(phase, f"in {phase}")
+        where = _PLACES.get(phase, f"in {phase}")
         others = sorted(set(hanging) - {rank})
         waiting = f"; ranks {', '.join(map(str, others))} stand still as well" if others else ""
         return Finding(
