@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepwatch.probe.store.records import StepRecord, TensorInfo
-from stepwatch.rules.actions import Action, Dispatcher, ForRules, LogAction, StopAction, WebhookAction
+from stepwatch.rules.actions import Action, Dispatcher, LogAction, StopAction, WebhookAction
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.profiler.base import Layouts
+from stepwatch.rules.service.actions import configured_actions
 from stepwatch.rules.step import StepBuilder
 
 
@@ -45,8 +46,7 @@ class Judge:
         specs = configure([rules] if isinstance(rules, str) else list(rules), [])
         self._engine = Engine(specs)
         self._actions = [_action(each, stop) for each in actions]
-        if "stop" not in actions and any(spec.stops for spec in specs):
-            self._actions.append(ForRules(StopAction(stop), [spec.name for spec in specs if spec.stops]))
+        self._actions += configured_actions(specs, None if "stop" in actions else StopAction(stop))
         self._turn = threading.Lock()
         self._node = socket.gethostname()
         self._layouts = Layouts()

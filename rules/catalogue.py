@@ -70,6 +70,8 @@ class RuleSpec:
         severity: severity of all its findings; the rule's own choice where it is None.
         tensors: expressions that find the tensors that it is shown; all where there is none.
         stop: whether its configuration says that what it finds stops the job.
+        job_prefix: how the name of that job begins in SageMaker, "" where the configuration does not say.
+        tell: by which ("email" or "sms", endpoint) its configuration says that what it finds is told.
     """
 
     rule: type[Rule]
@@ -80,6 +82,8 @@ class RuleSpec:
     severity: Severity | None = None
     tensors: tuple[str, ...] = ()
     stop: bool = False
+    job_prefix: str = ""
+    tell: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:

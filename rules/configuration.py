@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +30,8 @@ from typing import Any
 from stepwatch.rules.catalogue import COMMON, RULE_FILES, RULE_SETS, RuleSpec, parameters_of, resolve
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.sagemaker_profiler.report import ProfilerReport, report_parameters
+from stepwatch.rules.service.actions import parse_actions
 from stepwatch.rules.service.request import describe_training_job, rule_file
-
-log = logging.getLogger("stepwatch")
 
 _LISTS = ("DebugRuleConfigurations", "DebugRulesConfigurations")  # the second as SageMaker's guide has it in places
 _PROFILER_LIST = "ProfilerRuleConfigurations"
@@ -180,29 +178,13 @@ def _from_sagemaker(
     if not isinstance(rule, str):
         raise RuleError(f"{label}: RuleParameters have no rule_to_invoke")
     source = parameters.pop("source_s3_uri", None) or parameters.pop("source", None)
-    stop = _stops(label, parameters.pop("action_json", None))
+    wanted = parse_actions(parameters.pop("action_json", None), label)
     spec = _single(f"{source}:{rule}", folder) if source else _built_in(label, rule)
-    spec = replace(spec, label="" if label == spec.name else label, stop=stop)
+    named = "" if label == spec.name else label
+    spec = replace(spec, label=named, stop=wanted.stop, job_prefix=wanted.job_prefix, tell=wanted.tell)
     if spec.rule is ProfilerReport:
         parameters = report_parameters(parameters)
     return _with_parameters(spec, _limits(_other_trials(_as_expressions(spec, parameters, collections))))
-
-
-def _stops(label: str, actions: Any) -> bool:
-    """Whether SageMaker's action string, plain or with the escaped quotes of its container, stops the job."""
-    if not actions:
-        return False
-    try:
-        parsed = actions if isinstance(actions, (list, dict)) else json.loads(str(actions).replace('\\"', '"'))
-        names = [str(each["name"]).lower() for each in (parsed if isinstance(parsed, list) else [parsed])]
-    except (ValueError, TypeError, KeyError):
-        raise RuleError(f"{label}: action_json is {actions!r}; expected a list of actions with names") from None
-    for name in names:
-        if name != "stoptraining":
-            log.warning(
-                "%s: the action %s is not carried out; 'stepwatch watch --notify' tells of findings", label, name
-            )
-    return "stoptraining" in names
 
 
 def _built_in(label: str, rule: str) -> RuleSpec:

@@ -34,6 +34,8 @@ def recorded_process(identity: dict[str, Any]) -> psutil.Process:
         raise NotThatProcess(f"it runs on {identity.get('host')}, this is {socket.gethostname()}")
     if identity.get("boot_id", "") != boot_id():
         raise ProcessGone("the machine was started again since")
+    if identity.get("pid") == os.getpid():
+        raise NotThatProcess("it is this process: it imports what smdebug records")
     try:
         process = psutil.Process(int(identity["pid"]))
         if abs(process.create_time() - float(identity["process_start_time"])) >= 1:

@@ -13,6 +13,7 @@ import click
 
 from stepwatch.cli import errors
 from stepwatch.cli.options import RULES, SETTINGS
+from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ _SECONDS = click.FloatRange(min=0)
 
 
 @click.command("watch")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=RUN_PATH)
 @click.option("--policy", type=click.Path(path_type=Path), help="What to do about which runs: a .toml or .yaml file.")
 @click.option("--check", is_flag=True, help="Say what would be done about the runs that are there, and end.")
 @RULES
@@ -94,7 +95,7 @@ def command(
     form: str,
     once: bool,
 ) -> None:
-    """Follow live runs: DIR is a run, or a directory of runs at any depth. Ends with Ctrl-C or SIGTERM.
+    """Follow live runs until Ctrl-C or SIGTERM: DIR is a run or a directory of smdebug's, or holds such at any depth.
 
     It may be killed and started again at any moment: no finding is missed, and no action is done twice. Of several
     that watch the same run one acts, and another takes over when it dies.
@@ -186,8 +187,8 @@ def _policy(
     courier: Courier,
 ) -> Policy:
     """What the options say, for every run."""
-    from stepwatch.rules.actions import ForRules
     from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.service.actions import configured_actions
     from stepwatch.rules.sidecar.policy import Policy
     from stepwatch.rules.telling.channels import channel
     from stepwatch.rules.telling.notify import NotifyAction
@@ -198,8 +199,7 @@ def _policy(
     actions: list[Action] = [NotifyAction(outboxes, quiet=QuietHours(quiet))] if outboxes else []
     if stop:
         actions.append(stopping)
-    elif any(spec.stops for spec in specs):
-        actions.append(ForRules(stopping, [spec.name for spec in specs if spec.stops]))
+    actions += configured_actions(specs, None if stop else stopping)
     return Policy("the options", tuple(specs), tuple(actions))
 
 
@@ -213,7 +213,7 @@ def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | Non
     for policy in file.policies if file else [always]:
         assert policy is not None
         out.print(f"{policy.name}: {describe(policy)}", markup=False, soft_wrap=True)
-    for path in [path for directory in directories for path in runs_below(directory)]:
+    for path in [path for directory in directories for path in runs_below(directory, of_smdebug=True)]:
         trace = Trace(path)
         chosen = file.find(trace) if file else always
         line = f"{path} ({trace.status()}): {chosen.name if chosen else 'no policy is for it'}"

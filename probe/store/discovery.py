@@ -10,16 +10,23 @@ from pathlib import Path
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 
+_MARKS = frozenset(("collections", "index"))
+
 
 def is_run(path: Path) -> bool:
     """Whether a directory says that it is a run, or that smdebug wrote it."""
     return (path / "run.json").is_file() or is_smdebug_directory(path)
 
 
-def runs_below(folder: Path) -> Iterator[Path]:
-    """Runs in a directory at any depth, in the order of their names; a run is not searched for others."""
+def runs_below(folder: Path, *, of_smdebug: bool = False) -> Iterator[Path]:
+    """Runs in a directory at any depth, in the order of their names; a run is not searched for others.
+
+    Args:
+        folder: the directory.
+        of_smdebug: with directories that smdebug wrote.
+    """
     for path, folders, files in os.walk(folder):
-        if "run.json" in files:
+        if "run.json" in files or (of_smdebug and _MARKS.intersection(folders) and is_smdebug_directory(Path(path))):
             folders.clear()
             yield Path(path)
         folders.sort()
@@ -55,7 +62,7 @@ def _lack(path: Path) -> str:
 
 def _search(path: Path) -> Iterator[Path]:
     if path.exists():
-        yield from runs_below(path)
+        yield from runs_below(path, of_smdebug=True)
     elif glob.has_magic(str(path)):
         for match in sorted(glob.glob(str(path), recursive=True)):
-            yield from runs_below(Path(match))
+            yield from runs_below(Path(match), of_smdebug=True)

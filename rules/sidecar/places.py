@@ -9,6 +9,7 @@ from pathlib import Path
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.layout import write_json
 from stepwatch.probe.store.rankfile import read_json
+from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 
 _MARKER = ".stepwatch-watch.json"
 
@@ -20,12 +21,13 @@ def default_state_dir() -> Path:
 
 
 def records_of(run_dir: Path, run_id: str, state_dir: Path) -> Path:
-    """Where findings, actions and the lease of a run are kept: in the run, or in the state directory.
+    """Where findings, actions and the lease of a run are kept: in the run, or in the state directory where it cannot be
+    written, or is a directory of smdebug's.
 
     Raises:
         OSError: the state directory cannot be written.
     """
-    if os.access(run_dir, os.W_OK):
+    if os.access(run_dir, os.W_OK) and not is_smdebug_directory(run_dir):
         return run_dir
     records = state_dir / "runs" / run_id
     records.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.actions import Action, ForRules, LogAction
+from stepwatch.rules.actions import Action, LogAction
 from stepwatch.rules.catalogue import RuleSpec, configure
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.service.actions import configured_actions
 from stepwatch.rules.sidecar.hangs import RULE as HANG
 from stepwatch.rules.sidecar.positions import FileError, Place, read
 from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
@@ -168,10 +169,9 @@ class _Reader:
             self._fail((*place, "notify"), f"notify is {notify!r}; expected a list of channels or of tables")
         actions += [self._notify(each, (*place, "notify", n)) for n, each in enumerate(notify)]
         stop = entry.get("stop")
-        if stop is None and any(spec.stops for spec in specs):
-            stopping = EscalatingStop(shout=self._courier.shout)
-            actions.append(ForRules(stopping, [spec.name for spec in specs if spec.stops]))
-        elif stop not in (None, False):
+        stopping = EscalatingStop(shout=self._courier.shout) if stop is None else None
+        actions += configured_actions(specs, stopping)
+        if stop not in (None, False):
             actions.append(self._stop(stop, (*place, "stop")))
         return actions
 

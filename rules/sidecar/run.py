@@ -10,6 +10,7 @@ from typing import Any
 
 from stepwatch.probe.store.layout import rank_folder
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
@@ -95,7 +96,8 @@ class WatchedRun:
         self._analysis: LiveAnalysis | None = None
         self._records = records
         self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
-        self._hangs = HangWatch(trace)
+        # Of a job that smdebug records nobody knows what it is doing.
+        self._hangs = HangWatch(trace) if trace.info.host != UNKNOWN_HOST else None
         self._resolutions = Resolutions(trace, policy.actions, records)
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
@@ -132,7 +134,7 @@ class WatchedRun:
             try:
                 events += self._act()
             except OSError as error:  # what is to be done stays pending
-                events.append(Said(self.trace.path, f"cannot be acted upon: {error}"))
+                events.append(Said(self.trace.source, f"cannot be acted upon: {error}"))
         return events
 
     def close(self, timeout: float) -> None:
@@ -141,6 +143,8 @@ class WatchedRun:
         self._lease.release()
 
     def _judge(self) -> list[Event]:
+        if self.trace.source != self.trace.path:
+            self.trace.refresh()  # what is judged grows when it is looked at
         begun, ended = self._changed(self.trace.path / "ranks"), self._changed(self.trace.path / "end")
         if self.ended and not (begun and self.trace.live()):
             return []
@@ -149,7 +153,7 @@ class WatchedRun:
         events: list[Event] = []
         if self._analysis is None:
             self._analysis = LiveAnalysis(self.trace, self.policy.specs)
-            events.append(Begun(self.trace.path, self.trace.info.job_name, self.policy.specs))
+            events.append(Begun(self.trace.source, self.trace.info.job_name, self.policy.specs))
         folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
         changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
@@ -159,22 +163,22 @@ class WatchedRun:
             findings = self._analysis.conclude()
         elif changed:
             findings = self._analysis.poll(changed)
-        if live:
+        if live and self._hangs:
             findings = [*findings, *self._hangs.look(folders, changed)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
         self._resolutions.see(new)
         if begun:
             self._resolutions.begin()
-        events += [Found(self.trace.path, finding) for finding in new]
+        events += [Found(self.trace.source, finding) for finding in new]
         if begun and (warning := resumed_from_suspect(self.trace, recorded_onsets(self._recorded()))):
-            events += [Said(self.trace.path, warning)] if warning not in self._warned else []
+            events += [Said(self.trace.source, warning)] if warning not in self._warned else []
             self._warned.add(warning)
         if not live:
             self.ended = True
             results = tuple(self._analysis.analysis(live=False).results)
             self._analysis = None  # a run that is over takes no memory
-            events.append(Ended(self.trace.path, self.trace.status(), len(self.told), results))
+            events.append(Ended(self.trace.source, self.trace.status(), len(self.told), results))
         return events
 
     def _act(self) -> list[Event]:
@@ -188,13 +192,13 @@ class WatchedRun:
             first = self._acting is not False
             self._acting = False
             holder = self._lease.holder()
-            return [Said(self.trace.path, f"{holder} acts on this run; this one looks on")] if first else []
+            return [Said(self.trace.source, f"{holder} acts on this run; this one looks on")] if first else []
         took_over = self._acting is False
         self._acting = True
         pending, self._pending = self._pending, []
         self._dispatcher.dispatch(pending)
         self._resolutions.look()
-        return [Said(self.trace.path, "the other has gone; this one acts from now on")] if took_over else []
+        return [Said(self.trace.source, "the other has gone; this one acts from now on")] if took_over else []
 
     def _recorded(self) -> list[dict[str, Any]]:
         return self.trace.findings(self._records) if len(self.trace.attempts(0).entries) > 1 else []

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from stepwatch.probe.store.discovery import runs_below
+from stepwatch.probe.store import remote
+from stepwatch.probe.store.discovery import is_run, runs_below
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_of
@@ -102,13 +103,17 @@ class Sidecar:
 
     def _search(self) -> Iterator[Event]:
         """Take up runs that have appeared, and drop those that have gone."""
-        for path in [path for path in self._runs if not (path / "run.json").exists()]:
+        for path in [path for path in self._runs if not is_run(path)]:
             yield Said(path, "has gone; no longer watched")
             self._runs.pop(path).close(_CLOSE_SECONDS)
             self._outdated.discard(path)
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
-            for path in runs_below(directory):
+            try:
+                remote.refresh(directory)  # of a prefix in an object store, what has come below it
+            except OSError as error:
+                yield from self._troubled(directory, error)
+            for path in runs_below(directory, of_smdebug=True):
                 trouble = self._troubles.get(path)
                 known = path in self._runs or path in self._left_alone
                 if known or (trouble is not None and not trouble.due()):

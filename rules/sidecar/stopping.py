@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stepwatch.probe.store.control import Acknowledgement, read_acknowledgement, read_request, request_stop
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import is_of_an_earlier_attempt
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar.schedulers import SchedulerError, cancel, scheduled_as
@@ -142,6 +143,9 @@ def describe_stop(trace: Trace) -> list[str]:
 
 
 def _nothing_to_stop(trace: Trace, finding: Finding) -> str:
+    if trace.info.host == UNKNOWN_HOST:
+        # The process that writes this run is the one that imports it.
+        return "cannot be stopped from here: smdebug, which records the job, hears of no stop request"
     if not trace.live():
         return "nothing to stop: the job had ended"
     if is_of_an_earlier_attempt(trace, finding):

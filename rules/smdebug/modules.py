@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _RULES = "stepwatch.rules.smdebug.rule"
+_ACTIONS = "stepwatch.rules.smdebug.action"
 _TRIALS = "stepwatch.rules.smdebug.trials"
 _HELPERS = "stepwatch.rules.smdebug.helpers"
 _EXCEPTIONS = "stepwatch.rules.smdebug.exceptions"
@@ -31,6 +32,10 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.rules.rule": {_RULES: "Rule"},
     "smdebug.rules.rule_invoker": {_RULES: "invoke_rule"},
     "smdebug.rules.req_tensors": {_RULES: "RequiredTensors"},
+    "smdebug.rules.action": {_ACTIONS: "Actions"},
+    "smdebug.rules.action.action": {_ACTIONS: "Actions MessageAction StopTrainingAction ALLOWED_ACTIONS"},
+    "smdebug.rules.action.message_action": {_ACTIONS: "MessageAction"},
+    "smdebug.rules.action.stop_training_action": {_ACTIONS: "StopTrainingAction"},
     "smdebug.analysis": {},
     "smdebug.analysis.utils": {_HELPERS: "no_refresh refresh parse_bool parse_list_from_str"},
     "smdebug.core": {},

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from stepwatch.rules.exceptions import StepUnavailable, TensorUnavailable, TensorUnavailableForStep
+from stepwatch.rules.smdebug.action import Actions
 from stepwatch.rules.smdebug.exceptions import NoMoreProfilerData, RuleEvaluationConditionMet
 from stepwatch.rules.tensor import Tensor
 from stepwatch.rules.trial import Trial
@@ -72,7 +73,6 @@ class Rule(ABC):
     """Base of rules written for smdebug; every form in which its constructor was ever called is taken.
 
     ``Rule(trial)``, ``Rule(trial, other_trials)``, ``Rule(trial, action_str)`` and both by keyword, in any order.
-    Action strings are not carried out: the actions of Stepwatch are.
 
     Attributes:
         base_trial, other_trials, trials: what it looks at.
@@ -89,8 +89,7 @@ class Rule(ABC):
                 action_str = argument
             elif argument is not None:
                 other_trials = argument
-        if action_str:
-            log.info("%s: the action string %s is not carried out", type(self).__name__, action_str)
+        self._actions = Actions(action_str, type(self).__name__)
         self.base_trial = base_trial
         self.other_trials = list(other_trials) if other_trials else other_trials
         self.trials = [base_trial, *(other_trials or ())]
@@ -125,6 +124,7 @@ class Rule(ABC):
         self.set_required_tensors(step)
         self.req_tensors.fetch()
         if self.invoke_at_step(step):
+            self._actions.invoke()
             raise RuleEvaluationConditionMet(self.rule_name, step)
 
 
@@ -176,6 +176,7 @@ def adapt(user_class: type[Rule]) -> type[TrialRule]:
     def __init__(self: _AdaptedRule, **values: Any) -> None:
         TrialRule.__init__(self)
         self._rule = user_class(self.base_trial, **values)
+        self._rule._actions = Actions()  # what is done is said by the configuration that the engine has
 
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     __init__.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -46,17 +46,26 @@ class SnsChannel:
         Raises:
             SendError: SNS did not take it.
         """
+        rules = sorted({notice.finding["rule"] for notice in message.notices or message.resolved})
+        return self.publish(
+            f"SMDebugRule:{', '.join(rules)} {'fired' if message.notices else 'resolved'}", message.text
+        )
+
+    def publish(self, subject: str, text: str) -> str:
+        """The same for a text of any kind.
+
+        Raises:
+            SendError: SNS did not take it.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
-        rules = sorted({notice.finding["rule"] for notice in message.notices or message.resolved})
-        fired = f"SMDebugRule:{', '.join(rules)} {'fired' if message.notices else 'resolved'}"
         try:
             if self._topic is None:
                 self._topic = self._subscribed_topic()
             self._client.publish(
                 TopicArn=self._topic,
-                Subject=fired[:_MAX_SUBJECT],
-                Message=f"{fired}. {message.text}",
+                Subject=subject[:_MAX_SUBJECT],
+                Message=f"{subject}. {text}",
                 MessageAttributes={self._attribute: {"DataType": "String", "StringValue": self._endpoint}},
             )
         except (BotoCoreError, ClientError) as error:

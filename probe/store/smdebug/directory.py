@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ COLLECTIONS_FOLDER = Path("collections", "000000000")
 
 _MAX_INDEX_BYTES = 256 << 20
 _SILENT_SECONDS = 60.0
+_PACES = 10
+_UNKNOWN_PACE_SECONDS = 180.0
+_LATEST = 5
 _REFRESH_SECONDS = 2.0
 _KEPT_FILE_BYTES = 4 << 20
 _KEPT_BYTES = 64 << 20
@@ -77,6 +81,7 @@ class SMDebugDirectory:
             raise TraceError(f"{self.path}: holds no index of smdebug; expected a directory that smdebug wrote")
         self._refreshed = time.monotonic()
         self._read: set[str] = set()
+        self._latest: deque[IndexedStep] = deque(maxlen=_LATEST)
         self._files = _EventFiles(self.path)
 
     @property
@@ -85,13 +90,26 @@ class SMDebugDirectory:
         return (self.path / END_FILE).exists()
 
     def live(self) -> bool:
-        """Whether more may come: the job has not said that it is over, and saved a step within the last minute.
-
-        On SageMaker it never says so.
+        """Whether more may come: the job has not said that it is over, which on SageMaker it never does, and has been
+        silent for no longer than a minute, or than ten times what lay between its last steps where that is longer.
         """
         folders = [self.path / "index" / name for name in _names(self.path / "index")]
         newest = max((folder.stat().st_mtime for folder in folders), default=time.time())
-        return not self.ended and time.time() - newest < _SILENT_SECONDS
+        return not self.ended and time.time() - newest < max(_SILENT_SECONDS, _PACES * self._pace())
+
+    def _pace(self) -> float:
+        """Seconds between the last steps that were saved: the longest of a few; of a single step nobody knows."""
+        times = sorted({step.step: self.wall_time(step) for step in self._latest}.values())
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return max(gaps, default=_UNKNOWN_PACE_SECONDS if times else 0.0)
+
+    def wall_time(self, step: IndexedStep) -> float:
+        """When a step was saved, seconds since the epoch; 0 where that cannot be read."""
+        places = [*step.tensors.values(), *(each for kinds in step.reductions.values() for each in kinds.values())]
+        try:
+            return self.read(step, places[0]).wall_time if places else 0.0
+        except (TraceError, OSError):
+            return 0.0
 
     # -- steps ----------------------------------------------------------------------------------------
 
@@ -115,7 +133,9 @@ class SMDebugDirectory:
                 if match and key not in self._read:
                     found.append(_read_index(self.path / "index" / folder / name, int(match[1]), match[2]))
                     self._read.add(key)
-        return sorted(found, key=lambda step: (step.step, step.worker))
+        found.sort(key=lambda step: (step.step, step.worker))
+        self._latest.extend({step.step: step for step in found[-_LATEST:]}.values())
+        return found
 
     def read(self, step: IndexedStep, place: tuple[int, int]) -> Event:
         """The tensor at a place of a step's event file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMD
 from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory
 from stepwatch.probe.store.smdebug.event import decode
 from stepwatch.probe.store.writer import TraceWriter
+
+UNKNOWN_HOST = "unknown"
+"""Host of a run that was imported: where the job ran smdebug does not say."""
 
 _CHUNK_BYTES = 64 << 20
 _SCALAR_COLLECTIONS = {"losses", "metrics", "sm_metrics"}
@@ -90,12 +94,15 @@ class Importer:
             write_json(path, {**read_json(path), "time_ns": _wall_time_ns(self.directory, self._last[worker])})
 
     def _new_writer(self, worker: str, first: IndexedStep) -> tuple[TraceWriter, _Describer]:
+        start_ns = _wall_time_ns(self.directory, first)
+        place = f"{self.directory.path.resolve()} {start_ns}"
         info: dict[str, Any] = {
+            "run_id": hashlib.sha1(place.encode()).hexdigest()[:32],  # the same whenever it is read
             "job_name": self.directory.path.resolve().name,
-            "host": "unknown",
+            "host": UNKNOWN_HOST,
             "command": [],
             "world_size": self.directory.workers() or 1,
-            "start_ns": _wall_time_ns(self.directory, first),
+            "start_ns": start_ns,
         }
         rank = len(self._writers)
         writer = TraceWriter(self._destination, rank=rank, run_info=info, queue_bytes=1 << 50, flush_bytes=1 << 50)
@@ -199,13 +206,7 @@ def _event(directory: SMDebugDirectory, step: IndexedStep, content: bytes, place
 
 
 def _wall_time_ns(directory: SMDebugDirectory, step: IndexedStep) -> int:
-    places = (place for every in step.reductions.values() for place in every.values())
-    for place in (*step.tensors.values(), *places):
-        try:
-            return int(directory.read(step, place).wall_time * 1e9)
-        except FileNotFoundError:
-            break
-    return 0
+    return int(directory.wall_time(step) * 1e9)
 
 
 class _Describer:
