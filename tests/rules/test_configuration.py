@@ -173,7 +173,7 @@ def entry(**parameters: Any) -> list[dict[str, Any]]:
         (entry(rule_to_invoke="AllZero", start_step="soon"), "start_step is 'soon'; expected a whole number"),
         (entry(rule_to_invoke="VanishingGradients"), "expected one of VanishingGradient, ExplodingTensor"),
         (entry(threshold="1"), "Mine: RuleParameters have no rule_to_invoke"),
-        (entry(rule_to_invoke="A", source_s3_uri="s3://bucket/own.py"), "expected a path on this machine"),
+        (entry(rule_to_invoke="A", source_s3_uri="s3://bucket/own"), "not a Python file; expected s3://BUCKET/PATH.py"),
         ([{"rule": "recommended"}], "'recommended' is a set of rules; expected one rule"),
         ([{"rule": "DeadRelu", "treshold": 1}], "rule 1 has 'treshold'; expected rule, name, parameters"),
         ([{"name": "x"}], "rule 1 has no 'rule'"),
