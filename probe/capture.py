@@ -137,9 +137,9 @@ class ModelCapture:
         if self._order_handles:
             return
         if self.compiled:
-            self._order = {path: i for i, (path, _) in enumerate(self._modules())}
+            self._order = {path: i for i, (path, _) in enumerate(self.modules())}
             return
-        for path, module in self._modules():
+        for path, module in self.modules():
             self._order_handles.append(module.register_forward_pre_hook(self._make_order_hook(path)))
 
     def arm(self) -> None:
@@ -169,12 +169,13 @@ class ModelCapture:
             handle.remove()
         self._handles.clear()
 
-    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """(path, module) of every module of the root, itself first, without the names of wrappers."""
         for path, module in self.root.named_modules():
             yield _WRAPPER_SEGMENT.sub("", path).lstrip("."), module
 
     def _find_taps(self) -> Iterator[Tap]:
-        for path, module in self._modules():
+        for path, module in self.modules():
             for direction in ("input", "output"):
                 tap = Tap(path or self.prefix, direction, module, self._origin(path, class_name(module), direction))
                 if self._wanted(tap):

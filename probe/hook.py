@@ -35,6 +35,7 @@ from stepwatch.probe.collections import Collection, CollectionRegistry
 from stepwatch.probe.collectives import BackwardWait
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.heartbeat import Heartbeat
+from stepwatch.probe.inputs import InputWatch
 from stepwatch.probe.loop import TrainingLoop
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.profiling import StepProfiler, plan_steps
@@ -194,6 +195,7 @@ class Hook:
         self._loop = TrainingLoop()
         self._steps = StepTracker(registry, schedule, self._governor, self._submit)
         self._backward_wait = BackwardWait(self._steps.clock)
+        self._inputs = InputWatch(self._steps.clock)
         if actions and rules is None:
             raise ValueError("actions were given without rules; expected rules='recommended' or a list")
         self._judge = None
@@ -268,7 +270,8 @@ class Hook:
         if capture.compiled:
             self._writer.note(f"{capture.prefix} runs as a compiled graph: its activations are not recorded")
         self._tensors.add_model(capture)
-        self._handles.append(model.register_forward_pre_hook(self._before_forward))
+        self._inputs.add_model(capture)
+        self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._handles.append(model.register_forward_hook(self._after_forward))
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -410,9 +413,9 @@ class Hook:
 
     # -- what torch calls; traced, these leave nothing in the graph --------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not is_traced():
-            self._begin_forward(module)
+            self._begin_forward(module, args, kwargs)
             if not self._steps.by_optimizer:
                 self._stop_if_due()
                 self._profile_if_due()
@@ -436,7 +439,7 @@ class Hook:
     # -- the step -------------------------------------------------------------------------------------
 
     @_guarded
-    def _begin_forward(self, module: nn.Module) -> None:
+    def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._start()
         mode = self._mode or (ModeKeys.TRAIN if module.training else ModeKeys.EVAL)
         record = self._steps.forward_in(mode)
@@ -447,6 +450,7 @@ class Hook:
                 self._tensors.disarm()
         elif not self._multiple_models:
             self._tensors.pause()  # activations are those of the first micro-batch
+        self._inputs.forward_begins(record, module, args, kwargs)
         record.forwards += 1
         self._steps.clock.begin("forward_ns")
 
@@ -550,6 +554,7 @@ class Hook:
             self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         self._skips = 0
+        self._inputs.release()
         if optimizer is self._optimizers[0]:
             self._tensors.pause()
             self._steps.updated()
@@ -558,6 +563,8 @@ class Hook:
         self._tensors.see_loss(record, name, loss, module_type)
         if record.mode in TRAINING and not record.finite:
             self._steps.see_finite(False)
+            if record.alarmed:
+                self._inputs.look(record)
 
     def _see_update(
         self, record: OpenRecord, optimizer: torch.optim.Optimizer, *, weights: bool, gradients: bool

@@ -134,7 +134,7 @@ class _Discovery:
                 self._hook.expect_optimizer()
             self._hook.watch_model(module)
             # The module's own hooks for this call were collected before ours was among them.
-            self._hook._before_forward(module, ())
+            self._hook._before_forward(module, args, {})
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if not is_traced():

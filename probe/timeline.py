@@ -21,9 +21,10 @@ class StepClock:
     Attributes:
         untimed: the step that is open takes longer than usual because of us, as one that is profiled; no times of it
             are told.
+        batch: which batch came last, see :meth:`loaded`.
     """
 
-    __slots__ = ("_began", "_between", "_latest", "_marks", "phases", "untimed", "waits_for")
+    __slots__ = ("_began", "_between", "_latest", "_marks", "batch", "phases", "untimed", "waits_for")
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
@@ -32,6 +33,7 @@ class StepClock:
         self.phases: dict[str, int] = {}
         self.untimed = False
         self.waits_for = ""
+        self.batch = (0, 0)
 
     @property
     def activity(self) -> tuple[int, str]:
@@ -80,8 +82,16 @@ class StepClock:
         """Nanoseconds waited since the latest phase began or ended."""
         return self._between.get(phase, 0)
 
-    def loaded(self, *, samples: int, workers: int) -> None:
-        """A batch came from a loader with that many workers."""
+    def loaded(self, *, samples: int, workers: int, batch: tuple[int, int]) -> None:
+        """A batch came from a loader with that many workers.
+
+        Args:
+            samples: its samples.
+            workers: processes that load.
+            batch: its number among all that this loader gave, from 1 on, and how many an epoch has, 0 where that is
+                not known.
+        """
+        self.batch = batch
         self._between["samples"] = self._between.get("samples", 0) + samples
         self._between["loader_workers"] = workers
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -51,14 +52,16 @@ def _install() -> None:
 
     @functools.wraps(start)
     def timed_start(self: Any) -> Any:
-        return _timed("loader_ns", start, self)
+        iterator = _timed("loader_ns", start, self)
+        iterator._stepwatch_feed = _feeds.setdefault(self, _Feed())
+        return iterator
 
     @functools.wraps(fetch)
     def timed_fetch(self: Any) -> Any:
         data = _timed("loader_ns", fetch, self)
         if not getattr(_waiting, "inside", False):
             for clock in _clocks():
-                clock.loaded(samples=batch_size(data), workers=self._num_workers)
+                clock.loaded(samples=batch_size(data), workers=self._num_workers, batch=_number(self))
         return data
 
     @functools.wraps(save)
@@ -76,6 +79,35 @@ def _install() -> None:
             return _timed(COLLECTIVE, wait, self, *args, **kwargs)
 
         dist.Work.wait = timed_wait  # type: ignore[method-assign]
+
+
+def _number(iterator: Any) -> tuple[int, int]:
+    """Which of all batches of its loader this one is, and how many an epoch has."""
+    feed = getattr(iterator, "_stepwatch_feed", None)
+    if feed is None:  # made before anybody listened
+        return 0, 0
+    feed.batches += 1
+    return feed.batches, feed.per_epoch(iterator)
+
+
+class _Feed:
+    """What one loader has given, over all its iterators."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._per_epoch: int | None = None
+
+    def per_epoch(self, iterator: Any) -> int:
+        """Batches of an epoch; 0 where the loader cannot tell."""
+        if self._per_epoch is None:
+            try:
+                self._per_epoch = len(iterator._index_sampler)
+            except (TypeError, NotImplementedError):
+                self._per_epoch = 0
+        return self._per_epoch
+
+
+_feeds: WeakKeyDictionary[Any, _Feed] = WeakKeyDictionary()
 
 
 def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,14 @@ from stepwatch.rules.finding import Finding, Severity
 CONSEQUENCES: dict[str, frozenset[str]] = {
     cause: frozenset(effects.split())
     for cause, effects in {
+        "NonFiniteInput": "ExplodingTensor DivergingLoss UpdatesSkipped VanishingGradient UnchangedTensor StalledLoss "
+        "LossNotDecreasing OscillatingLoss LossSpike DeadRelu",
+        "InputNotNormalized": "PoorWeightInitialization NoBetterThanGuessing SaturatedActivation ExplodingTensor "
+        "DivergingLoss DeadRelu OscillatingLoss LossSpike StalledLoss LossNotDecreasing VanishingGradient "
+        "UnchangedTensor",
+        "ConstantInput": "NoBetterThanGuessing StalledLoss ClassImbalance",
+        "RepeatedBatch": "Overfit",
+        "LabelsInOrder": "OscillatingLoss LossSpike NoBetterThanGuessing Overfit LossNotDecreasing StalledLoss ClassImbalance",
         "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
         "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",

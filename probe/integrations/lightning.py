@@ -53,10 +53,10 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
             if is_loss(part):
                 hook.watch_loss(part)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         """A forward pass begins."""
         if self.hook is not None:
-            self.hook._before_forward(pl_module, ())
+            self.hook._before_forward(pl_module, (batch,), {})
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """The forward pass has ended."""
@@ -73,7 +73,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A forward pass begins."""
         if self.hook is not None:
-            self.hook._before_forward(pl_module, ())
+            self.hook._before_forward(pl_module, (), {})
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any

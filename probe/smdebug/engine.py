@@ -120,11 +120,11 @@ class Engine(hook.Hook):
     # -- the step -------------------------------------------------------------------------------------
 
     @_guarded
-    def _begin_forward(self, module: nn.Module) -> None:
+    def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._prepared:
             self._prepared = True
             self._prepare()
-        super()._begin_forward(module)
+        super()._begin_forward(module, args, kwargs)
         record = self._steps.record
         if record is not None and record.due and record.forwards == 1:
             for capture in self._tensors.models:

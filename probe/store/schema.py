@@ -151,3 +151,15 @@ SHAPE_QUANTITY = "shape"
 
 SMDEBUG_CONFIG = "smdebug"
 """Key of ``config`` in run.json for a run that smdebug recorded: its ``workers`` by rank, its ``collections``."""
+
+INPUT_QUANTITY = "input"
+"""Derived quantity of what a model is given: the columns of ``stats``, samples, whether all samples are the same."""
+
+FIRST_LAYER_QUANTITY = "first_layer"
+"""The same of what enters its first layer with weights."""
+
+BATCH_QUANTITY = "batch"
+"""Derived quantity: a checksum of the batch, its number among all of its DataLoader, batches of an epoch."""
+
+PADDING_QUANTITY = "padding"
+"""Derived quantity: entries of a batch that are padding, and all entries."""

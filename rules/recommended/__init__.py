@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from stepwatch.rules.recommended.activations import DeadRelu, SaturatedActivation
+from stepwatch.rules.recommended.batches import LabelsInOrder, MostlyPadding, RepeatedBatch
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
+from stepwatch.rules.recommended.inputs import ConstantInput, InputNotNormalized, NonFiniteInput
 from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
@@ -18,12 +20,14 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     GradientsNotReset,
     ZeroLearningRate,
     UpdatesSkipped,
+    NonFiniteInput,
     ExplodingTensor,
     ReplicaDrift,
     DivergingLoss,
     VanishingGradient,
     DeadRelu,
     SaturatedActivation,
+    InputNotNormalized,
     PoorWeightInitialization,
     UnchangedTensor,
     ModelInEvalMode,
@@ -35,5 +39,9 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     NoBetterThanGuessing,
     Overfit,
     ClassImbalance,
+    ConstantInput,
+    RepeatedBatch,
+    LabelsInOrder,
+    MostlyPadding,
 )
 """In the order in which they are reported: the loop itself first, then what corrupts, then what wastes time."""

@@ -1,0 +1,219 @@
+"""What a model is given: statistics of its inputs, a fingerprint of each batch, the share of padding.
+
+======================  ==========================================================================================
+``input``               of each tensor that the root module is called with, integers as numbers: the columns of
+                        ``stats``, then the number of samples (the first dimension), then 1 where all samples are the
+                        same, else 0: up to 32 of them, by up to 256 entries
+``first_layer``         the same of what enters the first layer with weights, under the name of that layer's input,
+                        where it is a linear, convolutional or recurrent one: after whatever the model does to its
+                        inputs before
+``batch``               of the first input: [CRC-32 of up to 4,096 evenly spaced entries, batches that its DataLoader
+                        had given when the batch came, batches of an epoch]; 0 and 0 without a DataLoader
+``padding``             of the first input, where the model's embedding has a ``padding_idx`` or an attention mask is
+                        given: [entries of padding, entries]
+======================  ==========================================================================================
+
+They are recorded at saved training steps, once per model and step; and at a step whose loss is not finite, as far as
+that is known on the host. Nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stepwatch.probe.capture import ModelCapture, flatten
+from stepwatch.probe.fetch import Fetch
+from stepwatch.probe.mode_keys import TRAINING
+from stepwatch.probe.recorder import OpenRecord
+from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
+from stepwatch.probe.store.schema import BATCH_QUANTITY, FIRST_LAYER_QUANTITY, INPUT_QUANTITY, PADDING_QUANTITY
+from stepwatch.probe.timeline import StepClock
+
+_LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase)
+_NOT_CALLED = "?"  # no path of a module
+_MAX_INPUTS = 8
+_MAX_SAMPLES, _MAX_ENTRIES = 32, 256
+_MAX_FINGERPRINTED = 4096
+
+Vector: TypeAlias = "Callable[[], NDArray[np.float64]]"
+
+
+class InputWatch:
+    """Adds what models are given to the open records.
+
+    Args:
+        clock: knows which batch came last.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self._models: dict[int, _Model] = {}
+        self._record: OpenRecord | None = None
+        self._looked: set[int] = set()
+        self._held: tuple[_Model, Any, Any] | None = None
+
+    def add_model(self, capture: ModelCapture) -> None:
+        """Look at what this model is given."""
+        self._models[id(capture.entry)] = _Model(capture)
+
+    def forward_begins(self, record: OpenRecord, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A root module is called with these."""
+        model = self._models[id(module)]
+        self._held = (model, args, kwargs)
+        if not record.due or record.mode not in TRAINING:
+            model.disarm()
+        elif self.look(record):
+            model.arm(record)
+
+    def look(self, record: OpenRecord) -> bool:
+        """Record what the model was called with last; False where that was done in this step, or cannot be."""
+        if record is not self._record:
+            self._record = record
+            self._looked.clear()
+        if self._held is None or id(self._held[0]) in self._looked:
+            return False
+        model, args, kwargs = self._held
+        self._looked.add(id(model))
+        tensors = [tensor for tensor in flatten((args, kwargs)) if tensor.dim() and tensor.numel()][:_MAX_INPUTS]
+        names = [f"{model.capture.prefix}_input_{index}" for index in range(len(tensors))]
+        known = [(name, each) for name, each in zip(names, tensors, strict=True) if unsupported(each) is None]
+        if not known:
+            return False
+        rows = _Rows(measure([tensor for _, tensor in known]))
+        vectors = [_description(rows, row, tensor) for row, (_, tensor) in enumerate(known)]
+        for (name, _), vector in zip(known, vectors, strict=True):
+            record.add_derived(name, INPUT_QUANTITY, vector)
+        name, first = known[0]
+        crc = _fingerprint(first)
+        position = np.array(self._clock.batch, dtype=np.float64)
+        record.add_derived(name, BATCH_QUANTITY, lambda: np.array([crc(), *position], dtype=np.float64))
+        padding = _padding(first, kwargs, model.padding_index)
+        if padding is not None:
+            record.add_derived(name, PADDING_QUANTITY, padding)
+        model.expect(first, vectors[0])
+        return True
+
+    def release(self) -> None:
+        """The update is done: keep nothing of the batch alive."""
+        self._held = None
+
+
+class _Model:
+    """One root model, and the first layer with weights that a forward pass of it reaches."""
+
+    def __init__(self, capture: ModelCapture) -> None:
+        self.capture = capture
+        self.padding_index = next(
+            (
+                m.padding_idx
+                for m in capture.root.modules()
+                if isinstance(m, nn.Embedding) and m.padding_idx is not None
+            ),
+            None,
+        )
+        self._known = capture.compiled
+        self._first: tuple[str, nn.Module] | None = None
+        self._handle: Any = None
+        self._record: OpenRecord | None = None
+        self._described: tuple[int, int, Vector] | None = None
+
+    def expect(self, tensor: torch.Tensor, described: Vector) -> None:
+        """This is given to the model; where a layer gets it as it is, it has been described."""
+        self._described = tensor.data_ptr(), tensor.numel(), described
+
+    def arm(self, record: OpenRecord) -> None:
+        """The coming forward pass is recorded."""
+        self._record = record
+        if not self._known:
+            self._find_first()
+        if self._first is not None and self._handle is None:
+            self._handle = self._first[1].register_forward_pre_hook(self._before_layer)
+
+    def disarm(self) -> None:
+        """Remove the hook of the first layer."""
+        self._record = None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _find_first(self) -> None:
+        order_of = self.capture.order_of
+        layers = [
+            (path, module)
+            for path, module in self.capture.modules()
+            if any(True for _ in module.parameters(recurse=False)) and not any(True for _ in module.children())
+        ]
+        path, module = min(layers, key=lambda layer: order_of(layer[0]), default=("", self.capture.root))
+        if order_of(path) == order_of(_NOT_CALLED):
+            return  # no forward pass was seen yet
+        self._known = True
+        if isinstance(module, _LAYERS):
+            self._first = path or self.capture.prefix, module
+
+    def _before_layer(self, module: nn.Module, args: Any) -> None:
+        record, self._record = self._record, None
+        if record is None or self._first is None or not args or not isinstance(args[0], torch.Tensor):
+            return
+        tensor = args[0]
+        if tensor.dim() and tensor.numel() and unsupported(tensor) is None:
+            address, numel, described = self._described or (0, 0, None)
+            if described is None or (tensor.data_ptr(), tensor.numel()) != (address, numel):
+                described = _description(_Rows(measure([tensor])), 0, tensor)
+            record.add_derived(f"{self._first[0]}_input_0", FIRST_LAYER_QUANTITY, described)
+
+
+class _Rows:
+    """Statistics of several tensors, fetched once."""
+
+    def __init__(self, pending: PendingStatistics) -> None:
+        self._pending = pending
+        self._matrix: NDArray[np.float64] | None = None
+
+    def __getitem__(self, row: int) -> NDArray[np.float64]:
+        if self._matrix is None:
+            self._matrix = self._pending.result()
+        return np.asarray(self._matrix[row])
+
+
+@torch.no_grad()
+def _description(rows: _Rows, row: int, tensor: torch.Tensor) -> Vector:
+    """``input`` of a tensor with at least one dimension and one entry."""
+    samples = len(tensor)
+    some = tensor[:_MAX_SAMPLES].reshape(min(samples, _MAX_SAMPLES), -1)
+    some = some[:, :: -(-some.shape[1] // _MAX_ENTRIES)]
+    same = (some == some[:1]).all()
+    identical = Fetch(same) if same.is_cuda else same.item
+    return lambda: np.array([*rows[row], samples, identical()], dtype=np.float64)
+
+
+@torch.no_grad()
+def _fingerprint(tensor: torch.Tensor) -> Callable[[], int]:
+    flat = tensor.detach().reshape(-1)
+    some = flat[:: -(-len(flat) // _MAX_FINGERPRINTED)].contiguous().view(torch.uint8)
+    if some.is_cpu:
+        crc = zlib.crc32(some.numpy().data)
+        return lambda: crc
+    fetch = Fetch(some)
+    return lambda: zlib.crc32(fetch().numpy().data)
+
+
+@torch.no_grad()
+def _padding(first: torch.Tensor, kwargs: Mapping[str, Any], index: int | None) -> Vector | None:
+    """``padding`` of tokens [samples, positions]."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        padding = mask == 0
+    elif index is not None and first.dim() == 2 and not first.is_floating_point():
+        padding = first == index
+    else:
+        return None
+    fetch = Fetch(padding.sum())
+    entries = padding.numel()
+    return lambda: np.array([int(fetch()), entries], dtype=np.float64)
