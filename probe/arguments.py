@@ -88,11 +88,12 @@ def has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     )
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, float | torch.Tensor]]:
-    """Name and value of the rate of each parameter group."""
+def learning_rates(optimizer: torch.optim.Optimizer, place: int) -> Iterator[tuple[str, float | torch.Tensor]]:
+    """Name and value of the rate of each parameter group; ``place`` is the optimizer's among several."""
     groups = optimizer.param_groups
+    stem = f"learning_rate/optimizer_{place}" if place else "learning_rate"
     for index, group in enumerate(groups):
         rate = group.get("lr")
         if rate is not None:
-            name = "learning_rate" if len(groups) == 1 else f"learning_rate/group_{index}"
+            name = stem if len(groups) == 1 else f"{stem}/group_{index}"
             yield name, rate if isinstance(rate, torch.Tensor) else float(rate)

@@ -530,9 +530,8 @@ class Hook:
                     f"{capture.prefix}: its forward pass was not seen (it was compiled after the hook was made, "
                     "or is called by another name): its activations are not recorded"
                 )
-        if optimizer is self._optimizers[0]:
-            for name, rate in learning_rates(optimizer):
-                record.add_scalar(name, rate)
+        for name, rate in learning_rates(optimizer, self._optimizers.index(optimizer)):
+            record.add_scalar(name, rate)
         if self._step_seconds and not (record.due or closure):
             scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
             if not (scaled or self._tensors.glance(record, self._step_seconds)):

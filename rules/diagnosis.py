@@ -22,6 +22,8 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
         "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",
+        "LearningRateGrowing": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu LossNotDecreasing",
+        "LearningRateDecayedEarly": "StalledLoss UnchangedTensor",
         "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
         "VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",

@@ -12,6 +12,7 @@ from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode,
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.replicas import ReplicaDrift
+from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
@@ -19,6 +20,8 @@ from stepwatch.rules.rule import Rule
 RECOMMENDED: tuple[type[Rule], ...] = (
     GradientsNotReset,
     ZeroLearningRate,
+    LearningRateGrowing,
+    LearningRateDecayedEarly,
     UpdatesSkipped,
     NonFiniteInput,
     ExplodingTensor,

@@ -95,7 +95,7 @@ def test_batches_are_counted_by_the_loader_that_they_come_from(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "change",
-    [lambda x: x.t().contiguous().t(), lambda x: x.bfloat16(), lambda x: (x > 0), lambda x: (x * 9).long()],
+    [lambda x: x.t().contiguous().t(), lambda x: x.bfloat16(), lambda x: x > 0, lambda x: (x * 9).long()],
     ids=["strided", "bfloat16", "bool", "int64"],
 )
 def test_tensors_of_any_kind_have_a_checksum_that_tells_them_apart(
