@@ -18,11 +18,12 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "UnchangedTensor",
         "ConstantInput": "NoBetterThanGuessing StalledLoss ClassImbalance",
         "RepeatedBatch": "Overfit",
-        "LabelsInOrder": "OscillatingLoss LossSpike NoBetterThanGuessing Overfit LossNotDecreasing StalledLoss ClassImbalance",
+        "LabelsInOrder": "OscillatingLoss LossSpike NoBetterThanGuessing Overfit LossNotDecreasing StalledLoss "
+        "ClassImbalance",
         "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
         "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",
-        "LearningRateGrowing": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu LossNotDecreasing",
+        "LearningRateGrowing": "ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu LossNotDecreasing",
         "LearningRateDecayedEarly": "StalledLoss UnchangedTensor",
         "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
         "VanishingGradient DeadRelu "
