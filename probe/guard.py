@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from stepwatch.probe.compiled import measure_into, type_code
 from stepwatch.probe.fetch import Fetch
-from stepwatch.probe.sheet import StatisticsSheet
 from stepwatch.probe.statistics import PendingStatistics, measure
 from stepwatch.probe.store.schema import STAT_COLUMNS
 
 _SHARE = 0.0025  # of the step time
 _SECONDS_PER_TENSOR, _SECONDS_PER_ENTRY = 1.5e-6, 0.5e-9
 _FEWEST, _MOST = 2, 32
-_TRIED = 8  # looks after which their number is thought over
 _NORMS_SECONDS, _STATISTICS_SECONDS = 50e-6, 250e-6  # what the launches take, on an accelerator
+_BLOCK_ROWS = 256
+_ROW_BYTES = 8 * len(STAT_COLUMNS)
 
 
 class Watched(NamedTuple):
@@ -58,9 +60,7 @@ class GradientGuard:
         self._gradients = [each for each in gradients if each.parameter.requires_grad]
         self._watched: list[Watched] = []
         self._affordable = math.inf  # seconds
-        self._sheet = StatisticsSheet()
-        self._quickest = math.inf  # seconds, of the last looks
-        self._looks = 0
+        self._rows = _Rows()
         self._finite_at_last: Fetch | None = None
 
     def look(self, step_seconds: float) -> Glance | None:
@@ -73,29 +73,26 @@ class GradientGuard:
         if step_seconds * _SHARE < self._affordable:
             self._affordable = step_seconds * _SHARE
             self._watched = _spread(self._gradients, self._affordable)
-        began = perf_counter()
-        pairs = [(each.name, gradient) for each in self._watched if (gradient := each.parameter.grad) is not None]
-        names, gradients = [name for name, _ in pairs], [gradient for _, gradient in pairs]
-        if pairs and not gradients[0].is_cpu:
-            return self._look_at_device(names, [gradient.detach() for gradient in gradients])
-        self._sheet.clear()
-        self._sheet.add_all(names, gradients)
-        if self._sheet.broken:
+        names: list[str] = []
+        described = array("q")
+        for name, parameter in self._watched:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            code = type_code(gradient)
+            if code is not None:
+                names.append(name)
+                described.extend((gradient.data_ptr(), gradient.numel(), code))
+            elif not gradient.is_cpu:
+                return self._look_at_device()
+        rows, address = self._rows.take(len(names))
+        if names and measure_into(address, described):
             return None
-        matrix = self._sheet.matrix().copy()
-        self._hold_down(perf_counter() - began)
-        return Glance(list(self._sheet.names), PendingStatistics(lambda: matrix))
+        return Glance(names, PendingStatistics(lambda: rows))
 
-    def _hold_down(self, seconds: float) -> None:
-        """Look at half as many where even the quickest of some looks took longer than it may: memory was cold."""
-        self._quickest = min(self._quickest, seconds)
-        self._looks += 1
-        if self._looks % _TRIED == 0:
-            if self._quickest > self._affordable and len(self._watched) > _FEWEST:
-                self._watched = self._watched[::2]
-            self._quickest = math.inf
-
-    def _look_at_device(self, names: list[str], gradients: list[torch.Tensor]) -> Glance | None:
+    def _look_at_device(self) -> Glance | None:
+        names = [each.name for each in self._watched if each.parameter.grad is not None]
+        gradients = [each.parameter.grad.detach() for each in self._watched if each.parameter.grad is not None]
         if self._finite_at_last is not None and self._finite_at_last.ready():
             finite, self._finite_at_last = bool(self._finite_at_last()), None
             if not finite:
@@ -107,6 +104,22 @@ class GradientGuard:
         if self._affordable > _STATISTICS_SECONDS:
             return Glance(names, measure(gradients))
         return Glance([], PendingStatistics(lambda: _NO_ROWS))
+
+
+class _Rows:
+    """Memory for rows of statistics, a few at a time."""
+
+    def __init__(self) -> None:
+        self._used = _BLOCK_ROWS
+
+    def take(self, count: int) -> tuple[NDArray[np.float64], int]:
+        """float64 [count, len(STAT_COLUMNS)] and its address; ``count`` is 256 at most."""
+        if self._used + count > _BLOCK_ROWS:
+            self._block = np.empty((_BLOCK_ROWS, len(STAT_COLUMNS)))
+            self._address = self._block.ctypes.data
+            self._used = 0
+        first, self._used = self._used, self._used + count
+        return self._block[first : self._used], self._address + first * _ROW_BYTES
 
 
 def _spread(gradients: Sequence[Watched], seconds: float) -> list[Watched]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from threading import RLock
-from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,72 +21,39 @@ from stepwatch.probe.arguments import (
     has_closure,
     is_recorded,
     is_traced,
-    learning_rates,
     loss_name,
     named_models,
 )
-from stepwatch.probe.capture import ModelCapture, Origin, Tap, flatten
+from stepwatch.probe.capture import ModelCapture, Origin
 from stepwatch.probe.code import code_version
 from stepwatch.probe.collections import Collection, CollectionRegistry
-from stepwatch.probe.collectives import BackwardWait
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.heartbeat import Heartbeat
-from stepwatch.probe.inputs import InputWatch
-from stepwatch.probe.loop import TrainingLoop
-from stepwatch.probe.mode_keys import TRAINING, ModeKeys
+from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.observer import StepObserver, guarded
 from stepwatch.probe.profiling import StepProfiler, plan_steps
-from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.reductions import ReductionConfig
 from stepwatch.probe.resume import first_step, process_rank
 from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
-from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.labels import change_labels, checked_tags
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.remote import is_url
-from stepwatch.probe.store.schema import SKIPPED_SCALAR
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
-from stepwatch.probe.tensors import TensorRecorder
 from stepwatch.probe.timeline import Region, RegionTimes
 from stepwatch.probe.upload import HEARING_SECONDS, Uploader
 
 if TYPE_CHECKING:
     from stepwatch.rules.actions import Action
 
-log = logging.getLogger("stepwatch")
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _IDLE_SECONDS = 0.5
-_SKIPS_OF_A_SCALER = 16  # from its usual 65536 down to 1
 _HEARING_SECONDS = 1.0  # in which a file that one rank writes is read by the others
 
 
-def _guarded(method: Callable[Concatenate[Hook, P], R]) -> Callable[Concatenate[Hook, P], R | None]:
-    """Part of the hook inside the training step: its time is counted, its errors never escape."""
-
-    @functools.wraps(method)
-    def call(self: Hook, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        if self._closed or self._forked:
-            return None
-        began = perf_counter_ns()
-        try:
-            with self._lock:
-                return method(self, *args, **kwargs)
-        except Exception as error:
-            self._hook_failed(method.__name__, error)
-            return None
-        finally:
-            self._steps.clock.add_hook(began)
-
-    return call  # type: ignore[return-value]
-
-
-class Hook:
+class Hook(StepObserver):
     """Records a training job into a directory.
 
     ``Hook("runs/exp1", model=model, optimizer=optimizer, loss_fn=loss_fn)`` is all a script needs; it is
@@ -154,82 +117,61 @@ class Hook:
         system_interval: float = 0.5,
         profile_steps: Iterable[int] = (),
     ) -> None:
-        self._lock = RLock()
-        self._closed = False
-        self._forked = False
-        self._failures: set[str] = set()
+        models = list(named_models(model))
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+        check_arguments([module for _, module in models], optimizers, loss_fn)
+        if actions and rules is None:
+            raise ValueError("actions were given without rules; expected rules='recommended' or a list")
+        words = checked_tags(tags)
         self._handles: list[Any] = []
-        self._optimizers: list[torch.optim.Optimizer] = []
-        self._optimizer_steps: dict[torch.optim.Optimizer, int] = {}
-        self._loss_modules: set[nn.Module] = set()
-        self._loss_name = "loss"
-        self._mode: ModeKeys | None = None
-        self._started = False
-        self._in_backward = False
         self._regions = RegionTimes()
-        self._skips = 0
-        self._step_seconds = 0.0
         self._start_step = start_step
         self.rank, world_size = process_rank()
+        planned = plan_steps(profile_steps, self.rank)
         # One process of a node samples it; every one listens for a stop.
         first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
         self._uploader = Uploader(os.fspath(out_dir), first_of_node=first_of_node) if is_url(out_dir) else None
         self.out_dir = self._uploader.folder if self._uploader else Path(out_dir).expanduser()
         hearing_seconds = HEARING_SECONDS if self._uploader else _HEARING_SECONDS
-        models = list(named_models(model))
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
-        words = checked_tags(tags)
-        check_arguments([module for _, module in models], optimizers, loss_fn)
-        planned = plan_steps(profile_steps, self.rank)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint, hearing_seconds)
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
-        sampling = first_of_node and self._recorded
         self._sampler = SystemSampler(
-            system_interval, self._sampled, self._tick, sampling=sampling, volumes=[self.out_dir]
+            system_interval,
+            self._sampled,
+            self._tick,
+            sampling=first_of_node and self._recorded,
+            volumes=[self.out_dir],
         )
-
-        registry = CollectionRegistry(include_collections, include_regex)
+        self._registry = CollectionRegistry(include_collections, include_regex)
         schedule = (save_config or SaveConfig()) if self._recorded else SaveConfig({})
-        self._registry = registry
         self._governor = Governor(overhead_budget, self.out_dir, self.rank, world_size, hearing_seconds)
-        self._loop = TrainingLoop()
-        self._steps = StepTracker(registry, schedule, self._governor, self._submit)
-        self._backward_wait = BackwardWait(self._steps.clock)
-        self._inputs = InputWatch(self._steps.clock)
-        if actions and rules is None:
-            raise ValueError("actions were given without rules; expected rules='recommended' or a list")
         self._judge = None
         if rules is not None:
             from stepwatch.probe.judge import Judge
 
             self._judge = Judge(self.out_dir, self.rank, rules, actions, self.request_stop, self._suspect)
-        run_info = {
-            "job_name": job_name or base_name(out_dir),
-            "world_size": world_size,
-            "command": [sys.executable, *sys.argv],
-            "code": code_version(),
-            "versions": {"torch": torch.__version__},
-            "config": {
-                "collections": sorted(registry.included),
-                "save_config": schedule.describe(),
-                "overhead_budget": overhead_budget,
-                "ranks": ranks if isinstance(ranks, str) else list(ranks),
-                "rules": rules if rules is None or isinstance(rules, str) else list(rules),
-            },
-        }
-        self._writer: TraceWriter | SilentWriter = SilentWriter()
+        writer: TraceWriter | SilentWriter = SilentWriter()
         if self._recorded:
+            run_info = {
+                "job_name": job_name or base_name(out_dir),
+                "world_size": world_size,
+                "command": [sys.executable, *sys.argv],
+                "code": code_version(),
+                "versions": {"torch": torch.__version__},
+                "config": {
+                    "collections": sorted(self._registry.included),
+                    "save_config": schedule.describe(),
+                    "overhead_budget": overhead_budget,
+                    "ranks": ranks if isinstance(ranks, str) else list(ranks),
+                    "rules": rules if rules is None or isinstance(rules, str) else list(rules),
+                },
+            }
             listener = self._judge.judge if self._judge else None
-            self._writer = TraceWriter(self.out_dir, rank=self.rank, run_info=run_info, on_records=listener)
+            writer = TraceWriter(self.out_dir, rank=self.rank, run_info=run_info, on_records=listener)
             if words and self.rank == 0:
                 change_labels(self.out_dir, add=words)
-        self._tensors = TensorRecorder(
-            registry,
-            raw=bool(reduction_config and reduction_config.save_raw_tensor),
-            describe=self._describe,
-            note=self._writer.note,
-        )
-
+        raw = bool(reduction_config and reduction_config.save_raw_tensor)
+        super().__init__(self._registry, schedule, self._governor, writer, raw=raw)
         self._profiler = StepProfiler(
             self.out_dir,
             self.rank,
@@ -237,7 +179,7 @@ class Hook:
             planned,
             recorded=self._recorded,
             hearing_seconds=hearing_seconds,
-            note=self._writer.note,
+            note=writer.note,
         )
 
         for name, module in models:
@@ -316,7 +258,7 @@ class Hook:
         """Whether the job was asked to stop, for scripts that use ``stop="flag"``."""
         return self._stopper.stopped
 
-    @_guarded
+    @guarded
     def set_mode(self, mode: ModeKeys) -> None:
         """Say what the job is doing from now on, instead of having it read off the model."""
         if not isinstance(mode, ModeKeys):
@@ -325,7 +267,7 @@ class Hook:
             self._steps.finish()
         self._mode = mode
 
-    @_guarded
+    @guarded
     def log(self, name: str, value: float | torch.Tensor) -> None:
         """Record a scalar under the current step and mode; a loss logged in EVAL is an evaluation loss."""
         if not isinstance(value, torch.Tensor):
@@ -341,11 +283,11 @@ class Hook:
         """
         return Region(name, self._add_region)
 
-    @_guarded
+    @guarded
     def _add_region(self, name: str, nanoseconds: int) -> None:
         self._regions.add(self._current(), name, nanoseconds)
 
-    @_guarded
+    @guarded
     def save_tensor(self, name: str, tensor: torch.Tensor, collection: str = "default") -> None:
         """Record a tensor of the script's own, at steps that are saved."""
         self._registry.get(collection).tensor_names.add(name)
@@ -355,7 +297,7 @@ class Hook:
             record.due |= {collection}
             self._tensors.see_tensor(record, name, tensor, Origin((collection,), None, None))
 
-    @_guarded
+    @guarded
     def note_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Say that a checkpoint of the current step was written, so that it is known which are healthy."""
         if self._recorded:
@@ -373,7 +315,7 @@ class Hook:
             status: how the job ended: "finished", "exception", "signal" or "stopped".
             reason: the exception or signal.
         """
-        if self._closed or self._forked:
+        if self._closed:
             return
         with self._lock:
             if self._closed:
@@ -381,7 +323,7 @@ class Hook:
             try:
                 self._steps.finish_all()
             except Exception as error:
-                self._hook_failed("close", error)
+                self._failed("close", error)
             self._closed = True
         losses.unlisten(self)
         waits.unlisten(self._steps.clock)
@@ -400,7 +342,7 @@ class Hook:
 
     def forget(self) -> None:
         """This is a forked child, a data loader's worker say: leave the trace to the parent."""
-        self._forked = True
+        self._closed = True
 
     def __enter__(self) -> Hook:
         return self
@@ -436,148 +378,8 @@ class Hook:
         self._stop_if_due()
         self._profile_if_due()
 
-    # -- the step -------------------------------------------------------------------------------------
-
-    @_guarded
-    def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._start()
-        mode = self._mode or (ModeKeys.TRAIN if module.training else ModeKeys.EVAL)
-        record = self._steps.forward_in(mode)
-        if record.forwards == 0:
-            if record.due:
-                self._tensors.arm(first=not self._optimizer_steps)
-            else:
-                self._tensors.disarm()
-        elif not self._multiple_models:
-            self._tensors.pause()  # activations are those of the first micro-batch
-        self._inputs.forward_begins(record, module, args, kwargs)
-        record.forwards += 1
-        self._steps.clock.begin("forward_ns")
-
-    @_guarded
-    def _end_forward(self, output: Any) -> None:
-        self._steps.clock.end("forward_ns")
-        if isinstance(output, torch.Tensor):
-            return
-        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-        record = self._steps.record
-        if record is not None and isinstance(loss, torch.Tensor) and not loss.requires_grad:
-            self._add_loss(record, "loss_output_0", loss, None)
-
-    @_guarded
-    def _see_call(self, tap: Tap, module: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
-        record = self._steps.record
-        if record is not None and not self._in_backward:  # where checkpointed activations are computed again
-            self._tensors.see_call(record, tap, module, tensors)
-
-    @_guarded
-    def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
-        record = self._working()
-        module_type = type(module).__name__
-        name = loss_name(module_type)
-        losses = (output,) if isinstance(output, torch.Tensor) else flatten(output)
-        for index, loss in enumerate(losses):
-            self._add_loss(record, f"{name}_output_{index}", loss, module_type)
-        if record.due and record.mode in TRAINING and record.backwards == 0:
-            self._tensors.see_labels(record, f"{name}_input_1", module, args)
-
-    @_guarded
-    def backward_begins(self, losses: list[torch.Tensor]) -> None:
-        """A backward pass begins on these tensors; without a loss module they are the training loss."""
-        record = self._working()
-        record.backwards += 1
-        self._loop.backward_begins()
-        if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
-            # Of several optimizers, the loss belongs to the one whose turn it is.
-            turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
-            self._add_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
-        self._in_backward = True
-        self._steps.clock.begin("backward_ns")
-        self._backward_wait.begins(losses)
-
-    @_guarded
-    def backward_ends(self) -> None:
-        """The backward pass returned."""
-        self._in_backward = False
-        self._backward_wait.ends()
-        self._steps.clock.end("backward_ns")
-
-    @_guarded
-    def scaler_skipped(self, optimizer: torch.optim.Optimizer) -> None:
-        """A GradScaler left the update out: what led to it is no training step, unless that never ends."""
-        record = self._steps.record
-        if record is None or optimizer not in self._optimizers:
-            return
-        self._skips += optimizer is self._optimizers[0]
-        record.add_scalar(SKIPPED_SCALAR, float(self._skips))
-        if self._skips < _SKIPS_OF_A_SCALER:
-            record.drop_losses()
-        elif optimizer is self._optimizers[-1]:
-            self._steps.skipped()
-
-    def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
-        """How often this optimizer was seen to step."""
-        return self._optimizer_steps.get(optimizer, 0)
-
-    @_guarded
-    def _begin_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
-        record = self._working(ModeKeys.TRAIN)
-        if self._mode is None:
-            self._steps.turn_to_training(record)
-        if record.forwards == 0 and not closure:
-            for capture in self._tensors.models:
-                self._writer.note(
-                    f"{capture.prefix}: its forward pass was not seen (it was compiled after the hook was made, "
-                    "or is called by another name): its activations are not recorded"
-                )
-        for name, rate in learning_rates(optimizer, self._optimizers.index(optimizer)):
-            record.add_scalar(name, rate)
-        if self._step_seconds and not (record.due or closure):
-            scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
-            if not (scaled or self._tensors.glance(record, self._step_seconds)):
-                self._steps.see_finite(False)  # and from here on this step is saved
-        if record.due:
-            weights = optimizer is self._optimizers[0]
-            finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)
-            self._steps.see_finite(finite and record.finite)
-        self._steps.clock.begin("optimizer_ns")
-
-    @_guarded
-    def _end_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
-        self._steps.clock.end("optimizer_ns")
-        record = self._steps.record
-        if record is not None and record.due and closure:
-            # those of the closure's last evaluation
-            self._see_update(record, optimizer, weights=False, gradients=True)
-        if record is not None:
-            self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
-        self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
-        self._skips = 0
-        self._inputs.release()
-        if optimizer is self._optimizers[0]:
-            self._tensors.pause()
-            self._steps.updated()
-
-    def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
-        self._tensors.see_loss(record, name, loss, module_type)
-        if record.mode in TRAINING and not record.finite:
-            self._steps.see_finite(False)
-            if record.alarmed:
-                self._inputs.look(record)
-
-    def _see_update(
-        self, record: OpenRecord, optimizer: torch.optim.Optimizer, *, weights: bool, gradients: bool
-    ) -> bool:
-        held = None
-        if gradients and len(self._optimizers) > 1:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            if optimizer is self._optimizers[0]:
-                others = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
-                held |= self._tensors.parameter_ids() - others  # gradients that no optimizer uses are shown once
-        return self._tensors.see_update(record, weights=weights, held=held, gradients=gradients, optimizer=optimizer)
-
     def _stop_if_due(self) -> None:
-        if self._closed or self._forked or not self._stopper.due(self.step):
+        if self._closed or not self._stopper.due(self.step):
             return
         stopped = self._stopper.stop(self.step)
         if self._stopper.raises:
@@ -585,7 +387,7 @@ class Hook:
         self._stopper.leave(stopped, self.step)
 
     def _profile_if_due(self) -> None:
-        if self._profiler.wanted and not (self._closed or self._forked):
+        if self._profiler.wanted and not self._closed:
             clock = self._steps.clock
             if self._profiler.at_boundary(self.step):
                 clock.leave_out()
@@ -593,45 +395,18 @@ class Hook:
 
     # -- small things ---------------------------------------------------------------------------------
 
-    @property
-    def _multiple_models(self) -> bool:
-        return len(self._tensors.models) > 1
-
-    def _current(self, mode: ModeKeys | None = None) -> OpenRecord:
-        self._start()
-        models = self._tensors.models
-        training = mode is not None or not models or models[0].root.training
-        return self._steps.open(self._mode or (ModeKeys.TRAIN if training else ModeKeys.EVAL))
-
-    def _working(self, mode: ModeKeys | None = None) -> OpenRecord:
-        """The record that work belongs to: after an update a new one, even if no forward pass was seen."""
-        record = self._steps.record
-        if record is not None:
-            if not record.ended:
-                return record
-            self._steps.finish()
-        return self._current(mode)
-
     def _start(self) -> None:
-        """Before the first record: at which step does this attempt begin?"""
-        if self._started:
-            return
-        self._started = True
-        step = self._start_step
-        if step is None:
-            rank = self.rank if self._recorded else 0
-            step = first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, rank)
-        self._steps.start_at(step)
-        self._writer.set_start_step(step)
+        super()._start()
         self._profile_if_due()
 
-    def _submit(self, record: OpenRecord) -> None:
-        if record.mode in TRAINING and record.timing:
-            self._step_seconds = record.timing.get("duration_ns", 0) / 1e9
-        self._writer.submit(record.close(self._tensors.intern))
+    def _first_step(self) -> int:
+        if self._start_step is not None:
+            return self._start_step
+        rank = self.rank if self._recorded else 0
+        return first_step(self._optimizers[0] if self._optimizers else None, self.out_dir, rank)
 
     def _describe(self, info: TensorInfo) -> None:
-        self._writer.describe(info)
+        super()._describe(info)
         if self._judge:
             self._judge.describe(info)
 
@@ -658,11 +433,3 @@ class Hook:
         self._governor.exchange(self.step, self._step_seconds)
         with self._lock:
             self._steps.finish_idle(_IDLE_SECONDS)
-
-    def _hook_failed(self, where: str, error: Exception) -> None:
-        self._writer.count("hook_errors")
-        text = f"{where}: {lifecycle.describe_exception(type(error), error)}"
-        if text not in self._failures:
-            self._failures.add(text)
-            self._writer.note(f"the hook failed in {text}")
-            log.warning("the hook failed in %s; training goes on", text, exc_info=error)

@@ -19,18 +19,22 @@ class StepClock:
     On an accelerator these are the times of the calls, which may return before the device is done.
 
     Attributes:
+        batch: which batch came last, see :meth:`loaded`.
+        hook_ns: what the hook itself took.
+        phases: nanoseconds by column of the ``steps`` table.
         untimed: the step that is open takes longer than usual because of us, as one that is profiled; no times of it
             are told.
-        batch: which batch came last, see :meth:`loaded`.
+        waits_for: the phase outside the step that the script is in, or "".
     """
 
-    __slots__ = ("_began", "_between", "_latest", "_marks", "batch", "phases", "untimed", "waits_for")
+    __slots__ = ("_began", "_between", "_latest", "_marks", "batch", "hook_ns", "phases", "untimed", "waits_for")
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
         self._marks: dict[str, int] = {}
         self._between: dict[str, int] = {}
         self.phases: dict[str, int] = {}
+        self.hook_ns = 0
         self.untimed = False
         self.waits_for = ""
         self.batch = (0, 0)
@@ -55,6 +59,7 @@ class StepClock:
         self._began = self._latest
         self._marks.clear()
         self.phases.clear()
+        self.hook_ns = 0
 
     def begin(self, phase: str) -> None:
         """The phase begins now."""
@@ -95,13 +100,11 @@ class StepClock:
         self._between["samples"] = self._between.get("samples", 0) + samples
         self._between["loader_workers"] = workers
 
-    def add_hook(self, since_ns: int) -> None:
-        """The hook itself was at work since then (``perf_counter_ns``)."""
-        self.phases["hook_ns"] = self.phases.get("hook_ns", 0) + perf_counter_ns() - since_ns
-
     def finish(self) -> dict[str, int]:
         """The step is over: its phases and its duration, up to the end of its latest phase."""
-        return {} if self.untimed else {**self.phases, "duration_ns": self._latest - self._began}
+        if self.untimed:
+            return {}
+        return {**self.phases, "hook_ns": self.hook_ns, "duration_ns": self._latest - self._began}
 
     def _take_between(self) -> None:
         workers = self._between.pop("loader_workers", None)

@@ -8,8 +8,8 @@ saved; our statistics are recorded beside.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from stepwatch.probe import hook
 from stepwatch.probe.capture import ModelCapture, Origin, flatten
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.observer import guarded
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.smdebug.collection import SCALAR_COLLECTIONS, CollectionManager
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
@@ -27,9 +28,6 @@ from stepwatch.probe.statistics import measure
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY
 from stepwatch.probe.store.smdebug.importing import write_origin
 from stepwatch.probe.tensors import TensorRecorder
-
-F = TypeVar("F", bound=Callable[..., Any])
-_guarded = cast("Callable[[F], F]", hook._guarded)
 
 _WITHOUT_GRADIENTS = (ModeKeys.EVAL, ModeKeys.PREDICT)
 _OPERATIONS = {"variance": torch.Tensor.var, **{n: getattr(torch.Tensor, n) for n in ("min", "max", "mean", "std")}}
@@ -88,18 +86,18 @@ class Engine(hook.Hook):
                 see = functools.partial(self._see_gradient, f"gradient/{parameter_name}", origin)
                 self._handles.append(parameter.register_hook(see))  # type: ignore[no-untyped-call]
 
-    @_guarded
+    @guarded
     def set_mode(self, mode: ModeKeys) -> None:
         """What the coming forward passes are; the open step stays as it is."""
         self._mode = mode
 
-    @_guarded
+    @guarded
     def save_scalar(self, name: str, value: float) -> None:
         """Record a number now, and as a tensor at the end of the step that is saved next."""
         self._current().add_scalar(name, value)
         self._waiting_scalars[name] = value
 
-    @_guarded
+    @guarded
     def see_output(self, name: str, value: torch.Tensor) -> None:
         """The output of a function that is no module, of a loss say."""
         record = self._working()
@@ -107,7 +105,7 @@ class Engine(hook.Hook):
             self._add_loss(record, name, value, None)
         self._see(record, name, value, _NO_ORIGIN)
 
-    @_guarded
+    @guarded
     def save_tensor(self, name: str, value: torch.Tensor, collection: str) -> None:  # type: ignore[override]
         """Keep a tensor until something of a saved step is seen, and save it whole then."""
         self._waiting_tensors[name] = (value.detach().clone(), collection)
@@ -119,7 +117,7 @@ class Engine(hook.Hook):
 
     # -- the step -------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._prepared:
             self._prepared = True
@@ -131,7 +129,7 @@ class Engine(hook.Hook):
                 for name, parameter, origin in capture.parameters():
                     self._see(record, name, parameter, origin)
 
-    @_guarded
+    @guarded
     def _end_forward(self, output: Any) -> None:
         super()._end_forward(output)
         self._flush_tensors()
@@ -140,7 +138,7 @@ class Engine(hook.Hook):
         if not torch.compiler.is_compiling():
             self._record_gradient(name, origin, gradient)
 
-    @_guarded
+    @guarded
     def _record_gradient(self, name: str, origin: Origin, gradient: torch.Tensor) -> None:
         record = self._steps.record
         if record is not None and record.due:
@@ -148,7 +146,7 @@ class Engine(hook.Hook):
                 self._see(record, name, gradient, origin)
             self._flush_tensors()
 
-    @_guarded
+    @guarded
     def _see_loss(self, module: nn.Module, args: Any, output: Any) -> None:
         super()._see_loss(module, args, output)
         record = self._working()
