@@ -29,7 +29,7 @@ _COMMANDS = {
     "rules": "list the rules, or explain one",
     "upload": "copy to an object store what a job could not copy itself",
     "stop": "ask a running job to stop after its checkpoint",
-    "import": "turn a log of scalars, or a directory that smdebug wrote, into a run",
+    "import": "turn a log of scalars, a trace of torch.profiler, or what smdebug wrote into a run",
     "export": "write a run as smdebug would have",
     "demo": "train a healthy and a faulty model side by side",
 }

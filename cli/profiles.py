@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from stepwatch.probe.store.kineto.summary import MemoryUse, Operator, Summary
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _NAME = 72
+_TIMES = ("duration_ns", "loader_ns", "forward_ns", "backward_ns", "optimizer_ns", "operators_ns", "device_ns")
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Head and rows, as text."""
@@ -63,13 +65,8 @@ def device_sentences(summary: Summary) -> list[str]:
         ]
         text = f"device {use.device}: {', '.join(shares)} of {spell_seconds(span / 1e9)}"
         if use.idle_ns:
-            causes = (
-                (use.host_ns, "for the host"),
-                (use.short_ns, "for kernels to start"),
-                (use.other_ns, "otherwise"),
-            )
-            waits = ", ".join(f"{100 * part / span:.0f} % {what}" for part, what in causes if part)
-            text += f"; it waited {waits}"
+            causes = (("for the host", use.host_ns), ("to start kernels", use.short_ns), ("for others", use.other_ns))
+            text += f" (waiting {', '.join(f'{what} {_share(part, span)}' for what, part in causes if part)})"
         if use.collectives_ns:
             text += f"; {100 * use.hidden_ns / use.collectives_ns:.0f} % of communication is hidden behind computation"
         found.append(text)
@@ -89,16 +86,22 @@ def _memory_sentence(use: MemoryUse) -> str:
     )
 
 
-def step_table(summary: Summary) -> Table:
-    """Phases of the steps, in milliseconds."""
+def step_table(summary: Summary, count: int) -> Table:
+    """Phases of the steps, in milliseconds; of many, the medians and the slowest."""
     head = ("step", "ms", "loader", "forward", "backward", "optimizer", "in operators")
-    on_device = bool(summary.uses)
-    rows = []
-    for step in summary.steps:
-        times = (step.duration_ns, step.loader_ns, step.forward_ns, step.backward_ns, step.optimizer_ns)
-        row = (str(step.number), *(_milliseconds(ns) for ns in times), _share(step.operators_ns, step.duration_ns))
-        rows.append((*row, _share(step.device_ns, step.duration_ns)) if on_device else row)
-    return ((*head, "device busy") if on_device else head), rows
+    rows = [_step_row(str(step.number), [getattr(step, name) for name in _TIMES]) for step in summary.steps]
+    if len(rows) > count:
+        medians = [median(getattr(step, name) for step in summary.steps) for name in _TIMES]
+        slowest = sorted(range(len(rows)), key=lambda place: -summary.steps[place].duration_ns)[:count]
+        rows = [_step_row(f"median of {len(rows)}", medians), *(rows[place] for place in slowest)]
+    if not summary.uses:
+        return head, [row[:-1] for row in rows]
+    return (*head, "device busy"), rows
+
+
+def _step_row(label: str, times: Sequence[float]) -> tuple[str, ...]:
+    *phases, operators, device = times
+    return (label, *map(_milliseconds, phases), _share(operators, phases[0]), _share(device, phases[0]))
 
 
 def operator_table(operators: Sequence[Operator], whole_ns: int) -> Table:
@@ -176,7 +179,7 @@ def print_profile(out: Console, profile: Profile, summary: Summary, count: int) 
     out.print(origin(profile), markup=False)
     if not profile.source:
         out.print(f"trace for ui.perfetto.dev: {profile.trace}", markup=False, soft_wrap=True)
-    _print_table(out, "", step_table(summary))
+    _print_table(out, "", step_table(summary, count))
     for text in device_sentences(summary):
         out.print(text, markup=False)
     _print_table(out, "Operators", operator_table(summary.operators[:count], summary.operators_ns))
@@ -207,9 +210,9 @@ def _print_table(out: Console, title: str, table: Table) -> None:
     out.print(grid)
 
 
-def _milliseconds(nanoseconds: int) -> str:
+def _milliseconds(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:.4g}"
 
 
-def _share(part: int, whole: int) -> str:
+def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"

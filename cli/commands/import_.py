@@ -10,23 +10,42 @@ from stepwatch.cli import errors
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE... RUN", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", "run", type=click.Path(path_type=Path), help="The RUN, instead of as the last argument.")
 @errors.one_line_errors
-def command(source: Path, run: Path) -> None:
+def command(sources: tuple[Path, ...], run: Path | None) -> None:
     """Turn what other tools wrote into a RUN.
 
-    SOURCE is a directory that smdebug wrote, or a log of scalars: a CSV or JSONL file, the trainer_state.json of a
-    Hugging Face Trainer, a TensorBoard event file or a directory of them.
+    SOURCE is a directory that smdebug wrote; a log of scalars: a CSV or JSONL file, the trainer_state.json of a
+    Hugging Face Trainer, a TensorBoard event file or a directory of them; or what torch.profiler exported (.json,
+    .json.gz), one file for each rank, or a directory of them.
 
     Nothing of what smdebug saved is lost: whole tensors, saved reductions, shapes, modes, workers, collections. Every
     command also reads such a directory as it is; a run is smaller and quicker to read.
     """
+    from stepwatch.probe.store.kineto.importing import import_kineto, kineto_files
     from stepwatch.probe.store.reader import Trace
     from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
     from stepwatch.probe.store.smdebug.importing import import_smdebug
     from stepwatch.rules.scalar_logs import import_log
 
+    if run is None:
+        *rest, run = sources
+        sources = tuple(rest)
+    if not sources:
+        errors.fail("import takes what is imported, and the run that it becomes: SOURCE... RUN")
+    files = [kineto_files(source) for source in sources]
+    if any(files):
+        for source, found in zip(sources, files, strict=True):
+            if not found:
+                errors.fail(f"{source}: not a trace of torch.profiler, as others of them are")
+        summaries = import_kineto([file for found in files for file in found], run)
+        marked = sum(len(summary.steps) for summary in summaries)
+        click.echo(f"{run}: {marked} steps of {_counted(len(summaries), 'rank')}; see stepwatch profile {run}")
+        return
+    if len(sources) > 1:
+        errors.fail(f"several sources are imported only of torch.profiler's traces; {sources[0]} is none")
+    (source,) = sources
     if not is_smdebug_directory(source):
         steps = import_log(source, run)
         click.echo(f"{run}: {steps} steps")
@@ -34,5 +53,8 @@ def command(source: Path, run: Path) -> None:
     import_smdebug(source, run)
     trace = Trace(run)
     saved = trace.table("steps", columns=["step"])
-    ranks = len(trace.ranks)
-    click.echo(f"{run}: {saved.num_rows} saved steps of {ranks} worker{'s' if ranks != 1 else ''}")
+    click.echo(f"{run}: {saved.num_rows} saved steps of {_counted(len(trace.ranks), 'worker')}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"

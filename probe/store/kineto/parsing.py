@@ -21,12 +21,15 @@ except ImportError:
     from json import loads  # type: ignore[assignment]
 
 _PIECE = 8 << 20
+_BEGINNING = 64 << 10
 _LONGEST_EVENT = 64 << 20
 _MOST_EVENTS = 100_000_000
 _LATEST_MICROSECONDS = 9e15  # the year 2255; nanoseconds since the epoch still fit into 64 bits
 
 # Inside a string neither could stand: its quotes would be escaped.
 _ARRAY = re.compile(rb'"traceEvents"\s*:\s*\[')
+_SCHEMA = re.compile(rb'"(?:schemaVersion|deviceProperties|baseTimeNanoseconds)"\s*:')
+_FIRST_EVENT = re.compile(rb'\[\s*\{[^{}]*"ph"\s*:')
 _BETWEEN_EVENTS = re.compile(rb'\}\s*,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|id|s|bp|args)")')
 
 HOST = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", "hip_runtime", "xpu_runtime", "privateuse1_runtime")
@@ -153,6 +156,18 @@ def read_kineto(path: Path) -> KinetoTrace:
     except MemoryError:
         raise TraceError(f"{path}: too large for this machine's memory") from None
     return reader.finish(about)
+
+
+def is_kineto(path: Path) -> bool:
+    """Whether a file begins as such a trace."""
+    try:
+        with _open(path) as file:
+            text = file.read(_BEGINNING).lstrip()
+    except (OSError, EOFError, zlib.error):
+        return False
+    if text.startswith(b"["):
+        return bool(_FIRST_EVENT.match(text))
+    return text.startswith(b"{") and any(mark.search(text) for mark in (_ARRAY, _SCHEMA))
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwatch.probe.store.kineto.intervals import Intervals
+from stepwatch.probe.store.kineto.intervals import Intervals, Times
 from stepwatch.probe.store.kineto.parsing import HOST, KinetoTrace
 
 _STEP = re.compile(r"^ProfilerStep#(\d{1,18})$")
@@ -27,7 +27,8 @@ class StepTimes:
         number: of the step, as it was annotated.
         start_ns: since the trace's time 0.
         duration_ns: all of it.
-        loader_ns: waiting for a DataLoader.
+        data_ns: before its first forward pass.
+        loader_ns: of it, waiting for a DataLoader.
         forward_ns: from the first operator behind the batch to the last before the backward pass: the forward pass,
             the loss, and moving the batch; or what the script has annotated as ``forward``.
         backward_ns: from the first to the last of autograd's nodes, or what is annotated as ``backward``.
@@ -39,17 +40,13 @@ class StepTimes:
     number: int
     start_ns: int
     duration_ns: int
+    data_ns: int
     loader_ns: int
     forward_ns: int
     backward_ns: int
     optimizer_ns: int
     operators_ns: int
     device_ns: int
-
-    @property
-    def data_ns(self) -> int:
-        """What is neither forward, backward nor the optimizer: the loader, and other work of the script."""
-        return max(self.duration_ns - self.forward_ns - self.backward_ns - self.optimizer_ns, 0)
 
 
 def step_times(trace: KinetoTrace) -> list[StepTimes]:
@@ -67,21 +64,24 @@ def step_times(trace: KinetoTrace) -> list[StepTimes]:
     reset = _intervals(trace, _having(trace, _RESET) & in_thread)
     working = _intervals(trace, calls & in_thread)
     engine = _intervals(trace, _having(trace, _ENGINE))
-    rest = _outside(working, loader | update | reset | engine)
+    inside = (loader | update | reset | engine).within(host.start, host.end) > 0
+    rest = host.start[calls & in_thread & ~inside], host.end[calls & in_thread & ~inside]
     backward = _intervals(trace, _having(trace, _NAMED["backward"]) & in_thread)
     if not len(backward.starts):
-        backward = _hulls(engine, rest.starts)
+        backward = _hulls(engine, rest[0])
     forward = _intervals(trace, _having(trace, _NAMED["forward"]) & in_thread)
     if not len(forward.starts):
         marks = np.sort(np.r_[starts, loader.ends, update.ends, backward.ends])
         untrained = backward.within(starts, ends) == 0
-        forward = _hulls_before(np.sort(np.r_[backward.starts, ends[untrained]]), rest, marks)
+        forward = _hulls_before(np.sort(np.r_[backward.starts, ends[untrained]]), *rest, marks)
     device = Intervals.of(trace.device.start, trace.device.end)
     phases = (loader, forward, backward, update, working, device)
     columns = [part.within(starts, ends).tolist() for part in phases]
+    first = np.searchsorted(forward.starts, starts, "left")
+    begins = np.minimum(np.r_[forward.starts, ends[-1:]][first], ends)
     return [
-        StepTimes(number, int(start), int(end - start), *times)
-        for number, start, end, *times in zip(numbers, starts, ends, *columns, strict=True)
+        StepTimes(number, int(start), int(end - start), int(begin - start), *times)
+        for number, start, end, begin, *times in zip(numbers, starts, ends, begins, *columns, strict=True)
     ]
 
 
@@ -95,13 +95,7 @@ def _intervals(trace: KinetoTrace, which: NDArray[np.bool_]) -> Intervals:
     return Intervals.of(trace.host.start[which], trace.host.end[which])
 
 
-def _outside(parts: Intervals, others: Intervals) -> Intervals:
-    """Those that no other covers any of."""
-    free = others.within(parts.starts, parts.ends) == 0
-    return Intervals(parts.starts[free], parts.ends[free])
-
-
-def _hulls(parts: Intervals, breaks: NDArray[np.int64]) -> Intervals:
+def _hulls(parts: Intervals, breaks: Times) -> Intervals:
     """Joined across gaps into which no break falls."""
     if not len(parts.starts):
         return parts
@@ -111,10 +105,10 @@ def _hulls(parts: Intervals, breaks: NDArray[np.int64]) -> Intervals:
     return Intervals(parts.starts[first], parts.ends[np.r_[first[1:] - 1, len(parts.starts) - 1]])
 
 
-def _hulls_before(ends: NDArray[np.int64], operators: Intervals, marks: NDArray[np.int64]) -> Intervals:
-    """For each of these times, from the first operator behind the latest mark to the last one before the time."""
-    since = marks[np.maximum(np.searchsorted(marks, ends, "left") - 1, 0)]
-    first = np.searchsorted(operators.starts, since, "left")
-    last = np.searchsorted(operators.starts, ends, "left") - 1
-    some = first <= last
-    return Intervals(operators.starts[first[some]], operators.ends[last[some]])
+def _hulls_before(times: Times, starts: Times, ends: Times, marks: Times) -> Intervals:
+    """For each time what the operators (``starts``, ``ends``) between the latest mark before it and it span."""
+    since = marks[np.maximum(np.searchsorted(marks, times, "left") - 1, 0)]
+    first, behind = np.searchsorted(starts, since, "left"), np.searchsorted(starts, times, "left")
+    some = first < behind
+    reach = np.maximum.accumulate(ends)
+    return Intervals(starts[first[some]], reach[behind[some] - 1])

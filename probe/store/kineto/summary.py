@@ -70,6 +70,7 @@ class Summary:
     Attributes:
         rank: the rank.
         base_ns: nanoseconds since the epoch at the trace's time 0, 0 where that is not known.
+        start_ns: first event, since time 0.
         events: number of events in the trace.
         span_ns: from the first event to the last.
         steps: the annotated steps.
@@ -85,6 +86,7 @@ class Summary:
 
     rank: int
     base_ns: int
+    start_ns: int
     events: int
     span_ns: int
     steps: tuple[StepTimes, ...]
@@ -136,6 +138,7 @@ def summarise(trace: KinetoTrace, rank: int) -> Summary:
     return Summary(
         rank=rank,
         base_ns=trace.base_ns,
+        start_ns=int(times.min()) if len(times) else 0,
         events=trace.events,
         span_ns=int(times.max() - times.min()) if len(times) else 0,
         steps=tuple(step_times(trace)),
