@@ -459,6 +459,7 @@ JOBS: tuple[Job, ...] = (
     Job("cnn long warm-up", classify(cnn, sgd(0.02), schedule=lambda s: min(1.0, (s + 1) / 1000), steps=900)),
     Job("cnn clipped", classify(cnn, sgd(0.05), clip=0.5)),
     Job("cnn, one batch of garbage", classify(cnn, adam(2e-3), inputs=garbage(240))),
+    Job("cnn clipped at every step", classify(cnn, adam(1e-3), clip=0.01)),
     Job("cnn bfloat16", classify(cnn, adam(1e-3), autocast=True)),
     Job("cnn accumulating", classify(cnn, adam(1e-3), size=16, accumulate=4)),
     Job("cnn frozen backbone", classify(frozen_backbone, adam(1e-3))),
@@ -498,6 +499,11 @@ JOBS: tuple[Job, ...] = (
         "batches of garbage",
         classify(lambda: mlp(64, 64, 10), sgd(0.05), steps=600, inputs=garbage(160, 280, 400, 520)),
         ("LossSpike",),
+    ),
+    Job(
+        "clipped to a thousandth",
+        classify(cnn, sgd(0.05, 0.0), clip=1e-3),
+        ("ClippingAlwaysActive", "StalledLoss"),
     ),
     Job("rate zero", classify(cnn, sgd(0.0)), ("ZeroLearningRate", "UnchangedTensor", "StalledLoss")),
     Job(

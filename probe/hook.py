@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from stepwatch.probe import lifecycle, losses, waits
+from stepwatch.probe import adjustments, lifecycle, losses, waits
 from stepwatch.probe.arguments import (
     Models,
     Optimizers,
@@ -189,6 +189,7 @@ class Hook(StepObserver):
         if loss_fn is not None:
             self.watch_loss(loss_fn)
         losses.listen(self)
+        adjustments.listen(self._steps)
         waits.listen(self._steps.clock)
         lifecycle.register(self)
         self._heart = Heartbeat(self.out_dir, self.rank)
@@ -326,6 +327,7 @@ class Hook(StepObserver):
                 self._failed("close", error)
             self._closed = True
         losses.unlisten(self)
+        adjustments.unlisten(self._steps)
         waits.unlisten(self._steps.clock)
         lifecycle.unregister(self)
         self._tensors.disarm()

@@ -29,10 +29,12 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",
         "ModelInEvalMode": "Overfit",
-        "UpdatesSkipped": "StalledLoss LossNotDecreasing UnchangedTensor",
+        "UpdatesSkipped": "LossScaleCollapse StalledLoss LossNotDecreasing UnchangedTensor",
+        "LossScaleCollapse": "UpdatesSkipped StalledLoss LossNotDecreasing NoBetterThanGuessing",
+        "ClippingAlwaysActive": "StalledLoss UnchangedTensor NoBetterThanGuessing",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "UpdatesSkipped DivergingLoss LossSpike OscillatingLoss DeadRelu VanishingGradient "
-        "UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",
+        "ExplodingTensor": "UpdatesSkipped LossScaleCollapse DivergingLoss LossSpike OscillatingLoss DeadRelu "
+        "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",
         "LossSpike": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu SaturatedActivation StalledLoss "
         "LossNotDecreasing NoBetterThanGuessing",
         "UnboundedLoss": "ExplodingTensor SaturatedActivation",

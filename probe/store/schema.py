@@ -125,6 +125,19 @@ EVAL_MODE_SCALAR = "stepwatch/updates_in_eval_mode"
 SKIPPED_SCALAR = "grad_scaler/skipped"
 """Scalar recorded by the hook: updates in a row that a GradScaler has left out."""
 
+SCALE_SCALAR = "grad_scaler/scale"
+"""Scalar recorded by the hook at saved steps: the scale that a GradScaler goes on with."""
+
+CLIP_NORM_SCALAR = "grad_clip/norm"
+"""Scalar recorded by the hook at saved steps: the norm of the gradients before clip_grad_norm_ shortened them.
+Further calls in one step have ``/1``, ``/2``, ... at the end, here and in the next two."""
+
+CLIP_LIMIT_SCALAR = "grad_clip/max_norm"
+"""Scalar recorded by the hook at saved steps: the norm that clip_grad_norm_ allowed."""
+
+CLIP_VALUE_SCALAR = "grad_clip/max_value"
+"""Scalar recorded by the hook at saved steps: the magnitude that clip_grad_value_ allowed."""
+
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 

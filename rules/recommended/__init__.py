@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepwatch.rules.recommended.activations import DeadRelu, SaturatedActivation
+from stepwatch.rules.recommended.adjustments import ClippingAlwaysActive, LossScaleCollapse
 from stepwatch.rules.recommended.batches import LabelsInOrder, MostlyPadding, RepeatedBatch
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
@@ -24,6 +25,8 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     LearningRateDecayedEarly,
     UpdatesSkipped,
     NonFiniteInput,
+    LossScaleCollapse,
+    ClippingAlwaysActive,
     ExplodingTensor,
     ReplicaDrift,
     DivergingLoss,
