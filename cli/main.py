@@ -25,6 +25,7 @@ _COMMANDS = {
     "list": "list the runs below a directory, the best by a scalar first",
     "tag": "give runs tags and notes, or make one the baseline",
     "compare": "hold runs against a baseline: where they part, which is better",
+    "study": "sum up a tuning job: its trials, and why which was given up",
     "checkpoints": "list a job's checkpoints, and which are suspect",
     "rules": "list the rules, or explain one",
     "upload": "copy to an object store what a job could not copy itself",

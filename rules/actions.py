@@ -204,7 +204,11 @@ class Dispatcher:
             attempt = history.attempt(finding)
             for worker in self._workers:
                 key = (finding.id, attempt, worker.action.name)
-                if key not in self._handed and not history.done(finding, worker.action.name, attempt):
+                if (
+                    worker.wants(finding)
+                    and key not in self._handed
+                    and not history.done(finding, worker.action.name, attempt)
+                ):
                     self._handed.add(key)
                     worker.submit(finding, attempt)
 
@@ -269,12 +273,13 @@ class _Worker:
         """Whether all is done and recorded."""
         return not self._queue.unfinished_tasks and not self._unwritten
 
+    def wants(self, finding: Finding) -> bool:
+        """Whether the finding is severe enough, and of a rule that is meant."""
+        meant = not isinstance(self.action, ForRules) or finding.rule in self.action.rules
+        return meant and finding.severity.rank >= self.action.at_least.rank
+
     def submit(self, finding: Finding, attempt: int) -> None:
-        """Do it, if the finding is severe enough, and of a rule that is meant."""
-        if isinstance(self.action, ForRules) and finding.rule not in self.action.rules:
-            return
-        if finding.severity.rank < self.action.at_least.rank:
-            return
+        """Do it."""
         self._queue.put((finding, attempt))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"stepwatch-{self.action.name}", daemon=True)

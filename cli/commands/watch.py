@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from stepwatch.rules.actions import Action
     from stepwatch.rules.finding import Status
     from stepwatch.rules.service.statuses import EvaluationStatuses
-    from stepwatch.rules.sidecar.policy import Policy, PolicyFile
+    from stepwatch.rules.sidecar.policy import Policy
+    from stepwatch.rules.sidecar.policy_file import PolicyFile
     from stepwatch.rules.sidecar.run import Event
     from stepwatch.rules.telling.courier import Courier
 
@@ -51,6 +52,12 @@ _SECONDS = click.FloatRange(min=0)
     multiple=True,
     metavar="HOURS",
     help='Only errors are told in these hours: "[DAYS ]HH:MM-HH:MM ZONE", as in "22:00-07:00 Europe/Berlin".',
+)
+@click.option(
+    "--study",
+    metavar="SETTINGS",
+    help='Give up unpromising trials among runs that share a directory: "grace=500,median", "grace=500,halving", '
+    '"grace=500,patience=2000,objective=accuracy:max".',
 )
 @click.option(
     "--interval",
@@ -89,6 +96,7 @@ def command(
     webhook: str | None,
     notify: tuple[str, ...],
     quiet: tuple[str, ...],
+    study: str | None,
     interval: float,
     state: Path | None,
     listen: str | None,
@@ -107,20 +115,20 @@ def command(
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.metrics import Metrics
     from stepwatch.rules.sidecar.places import default_state_dir
-    from stepwatch.rules.sidecar.policy import PolicyFile
+    from stepwatch.rules.sidecar.policy_file import PolicyFile
     from stepwatch.rules.sidecar.sidecar import Sidecar
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
     from stepwatch.rules.telling.courier import Courier
 
-    if policy and (rules or settings or stop or webhook or notify or quiet):
-        errors.fail("--policy says it all: --rules, --set, --stop, --webhook, --notify, --quiet belong into the file")
+    if policy and (rules or settings or stop or webhook or notify or quiet or study):
+        errors.fail("--policy says it all: --rules, --set, --stop, --webhook, --notify, --quiet, --study go there")
     courier = Courier((state or default_state_dir()) / "outbox")
     file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
     stopping = (
         DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
     )
-    always = None if file else _policy(rules, settings, stopping, stop, spellings, quiet, courier)
+    always = None if file else _policy(rules, settings, stopping, stop, spellings, quiet, study, courier)
     out = console() if form == "text" else console(sys.stderr)
     if check:
         _explain(out, directories, file, always)
@@ -184,12 +192,16 @@ def _policy(
     stop: bool,
     spellings: list[str],
     quiet: tuple[str, ...],
+    study: str | None,
     courier: Courier,
 ) -> Policy:
     """What the options say, for every run."""
+    from stepwatch.rules.actions import ForRules
     from stepwatch.rules.catalogue import configure
     from stepwatch.rules.service.actions import configured_actions
     from stepwatch.rules.sidecar.policy import Policy
+    from stepwatch.rules.study.study import RULE as UNPROMISING
+    from stepwatch.rules.study.study import Study, StudySettings
     from stepwatch.rules.telling.channels import channel
     from stepwatch.rules.telling.notify import NotifyAction
     from stepwatch.rules.telling.quiet import QuietHours
@@ -200,7 +212,10 @@ def _policy(
     if stop:
         actions.append(stopping)
     actions += configured_actions(specs, None if stop else stopping)
-    return Policy("the options", tuple(specs), tuple(actions))
+    if study is not None:
+        actions.append(ForRules(stopping, [UNPROMISING]))
+    trials = Study(StudySettings.parse(study)) if study is not None else None
+    return Policy("the options", tuple(specs), tuple(actions), study=trials)
 
 
 def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | None, always: Policy | None) -> None:

@@ -91,17 +91,24 @@ def choose(wanted: str | None, runs: Sequence[dict[Key, Series]]) -> Objective |
     """
     shared = [key for key in runs[0] if all(key in scalars for scalars in runs)]
     if wanted is not None:
-        name, _, goal = wanted.rpartition(":") if wanted.endswith((":min", ":max")) else (wanted, "", "")
+        name, _ = goal_of(wanted)
         keys = [key for key in shared if key[0] == name]
         if not keys:
             known = ", ".join(dict.fromkeys(key[0] for key in shared)) or "none"
             raise ValueError(f"objective {name!r} was not recorded in every run; scalars that were: {known}")
     else:
-        goal, keys = "", [key for key in shared if is_loss(key[0])]
+        keys = [key for key in shared if is_loss(key[0])]
     if not keys:
         return None
     name, mode = min(keys, key=lambda key: not (key[1] == "EVAL" or is_eval_name(key[0])))
-    return Objective(name, mode, goal or ("min" if _LOWER_IS_BETTER.search(name) else "max"))
+    return Objective(name, mode, goal_of(wanted or name)[1])
+
+
+def goal_of(wanted: str) -> tuple[str, str]:
+    """The name in NAME, NAME:min or NAME:max, and "min" or "max", guessed from the name where it is not given."""
+    if wanted.endswith((":min", ":max")):
+        return wanted[:-4], wanted[-3:]
+    return wanted, "min" if _LOWER_IS_BETTER.search(wanted) else "max"
 
 
 def standing(run: str, series: Series, goal: str) -> Standing:

@@ -165,6 +165,8 @@ class WatchedRun:
             findings = self._analysis.poll(changed)
         if live and self._hangs:
             findings = [*findings, *self._hangs.look(folders, changed)]
+        if self.policy.study is not None:
+            findings = [*findings, *self.policy.study.look(self.trace, live=live)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
         self._pending += new if self.act else []
         self._resolutions.see(new)

@@ -13,7 +13,7 @@ import pytest
 
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Severity
-from stepwatch.rules.sidecar.policy import PolicyFile
+from stepwatch.rules.sidecar.policy_file import PolicyFile
 from stepwatch.rules.sidecar.positions import FileError
 from stepwatch.rules.telling.courier import Courier
 from tests.sidecar.conftest import Job
@@ -166,4 +166,4 @@ def test_a_policy_is_checked_obeyed_and_changed_while_it_is_used(tmp_path: Path,
 def test_options_that_the_file_replaces_are_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stepwatch.cli", "watch", str(tmp_path), "--policy", "p.toml", "--stop"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "belong into the file" in done.stderr
+    assert done.returncode == 2 and "go there" in done.stderr

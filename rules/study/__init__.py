@@ -1,0 +1,1 @@
+"""Trials of a tuning job, watched as one: which of them are not worth going on with."""
