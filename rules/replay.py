@@ -10,10 +10,12 @@ from typing import Any
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
+from stepwatch.probe.store.schema import SMDEBUG_CONFIG
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
+from stepwatch.rules.reduced import Reduced
 from stepwatch.rules.rows import MODES, Commit, Key, StepRows, commits_of, derived_of, scalars_of, stats_of, values_of
 from stepwatch.rules.step import Step, StepBuilder
 
@@ -150,6 +152,7 @@ class LiveAnalysis:
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._concluded: set[int] = set()
         self._profile = ProfileStream(trace)
+        self._complete = Reduced(trace) if SMDEBUG_CONFIG in trace.info.config else None
         self._run_concluded = False
         self.steps = 0
 
@@ -189,7 +192,7 @@ class LiveAnalysis:
         found: list[Finding] = []
         for step in steps:
             self.steps += 1
-            found += self._engine.feed(step)
+            found += self._engine.feed(self._complete(step) if self._complete else step)
         return found
 
     def _conclude(self, rank: int) -> list[Finding]:

@@ -68,6 +68,9 @@ class Tensor(TensorNames):
 
     def values(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[int, Array]:
         """Whole tensors by step, where they were saved."""
+        self.trial.refresh()
+        if (series := self.trial.read_series(self.name, mode, worker)) is not None:
+            return series.by_step()
         every = {number: self.trial.read_value(self.name, step) for number, step in self._every(mode, worker)}
         return {number: value for number, value in every.items() if value is not None}
 

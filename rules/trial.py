@@ -10,6 +10,7 @@ their statistics, and values are there where whole tensors were saved.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import os
@@ -27,9 +28,10 @@ from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.remote import is_url, local_copy
-from stepwatch.probe.store.schema import SMDEBUG_CONFIG
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SMDEBUG_CONFIG
 from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
-from stepwatch.rules.exceptions import NoMoreData, StepUnavailable, TensorUnavailable
+from stepwatch.rules.bulk import Series, whole_tensors
+from stepwatch.rules.exceptions import InvalidWorker, NoMoreData, StepUnavailable, TensorUnavailable
 from stepwatch.rules.recorded import Recorded
 from stepwatch.rules.reductions import REDUCTIONS, computed, derived
 from stepwatch.rules.replay import StepStream
@@ -91,12 +93,36 @@ class Trial(TrialNames):
             return np.array(number) if _CAPTURED.search(name) else np.array([number])
         return self.whole(name, step)
 
+    def read_series(self, name: str, mode: ModeKeys, worker: str | None) -> Series | None:
+        """The same over all steps of a mode, where that is quicker than step by step; None where it is not."""
+        return None
+
+    def arrays(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[str, Series]:
+        """Everything that was recorded whole, by name: each tensor over all its steps as one array.
+
+        Args:
+            mode: steps are global ones in mode GLOBAL, else those counted within the mode.
+            worker: whose tensors; by default of the first that has them.
+        """
+        found = {}
+        for name in self.tensor_names(mode=mode):
+            with contextlib.suppress(InvalidWorker):
+                if by_step := Tensor(name, self).values(mode, worker):
+                    found[name] = Series.of(by_step)
+        return found
+
     def read_reduction(self, name: str, step: Step, reduction: str, of_magnitudes: bool) -> Any | None:
         """A reduction, or None where what was recorded does not tell."""
+        saved = step.derived.get((name, f"{REDUCTION_QUANTITY}{'abs_' if of_magnitudes else ''}{reduction}"))
+        if saved is not None:
+            return np.float64(saved[0])
         statistics = self.recorded.statistics(step, name)
         found = None
         if statistics is not None and reduction in REDUCTIONS:
             found = derived(statistics, reduction, of_magnitudes=of_magnitudes)
+            finite = statistics["numel"] and not statistics["n_nan"] + statistics["n_inf"]
+            if found is not None and math.isnan(found) and finite:
+                found = None  # of a tensor of which other reductions were saved
         if found is None and (whole := self.read_value(name, step)) is not None and whole.size:
             found = computed(whole, reduction, of_magnitudes=of_magnitudes)
         return None if found is None else np.float64(found)
@@ -279,6 +305,8 @@ class TraceTrial(Trial):
         self.trace = trace
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._whole: dict[int, WholeTensors] = {}
+        self._series: dict[ModeKeys, dict[str, Series]] = {}
+        self._by_step: dict[tuple[str, ModeKeys], dict[int, Array]] = {}
         self._complete = False
 
     def refresh(self) -> None:
@@ -326,8 +354,38 @@ class TraceTrial(Trial):
 
         return run_html(self.trace)
 
+    def read_series(self, name: str, mode: ModeKeys, worker: str | None) -> Series | None:
+        """A tensor over all steps of a mode; of a finished job of one rank whose tensors have room in memory."""
+        if not self._complete or len(self.trace.ranks) != 1 or worker not in (None, self.worker(self.trace.ranks[0])):
+            return None
+        if mode not in self._series:
+            if not WholeTensors.fit(self.trace, self.trace.ranks[0]):
+                return None
+            self._series[mode] = self._whole_tensors(mode)
+        return self._series[mode].get(name)
+
+    def arrays(self, mode: ModeKeys = ModeKeys.GLOBAL, worker: str | None = None) -> dict[str, Series]:
+        """Everything that was recorded whole, by name; of a single rank read at once, without opening a step."""
+        if len(self.trace.ranks) != 1 or worker not in (None, self.worker(self.trace.ranks[0])):
+            return super().arrays(mode, worker)
+        return {**self._whole_tensors(mode), **self._scalar_series(mode, worker)}
+
+    def _whole_tensors(self, mode: ModeKeys) -> dict[str, Series]:
+        return whole_tensors(self.trace, self.trace.ranks[0], mode, (self._first, self._end))
+
+    def _scalar_series(self, mode: ModeKeys, worker: str | None) -> dict[str, Series]:
+        names = self.trace.table("scalars", columns=["name"])["name"].unique().to_pylist()
+        by_name = {name: Tensor(name, self).values(mode, worker) for name in names}
+        return {name: Series.of(by_step) for name, by_step in by_name.items() if by_step}
+
     def whole(self, name: str, step: Step) -> Array | None:
         """The whole tensor at a step, where it was saved; held in memory where all of them have room there."""
+        mode = ModeKeys[step.mode]
+        if (by_step := self._by_step.get((name, mode))) is not None:
+            return by_step.get(step.step if mode is ModeKeys.GLOBAL else step.mode_step)
+        if (series := self.read_series(name, mode, None)) is not None:
+            self._by_step[name, mode] = series.by_step()
+            return self.whole(name, step)
         key = (step.step, step.mode, step.mode_step)
         known = self._whole.get(step.rank)
         if known is None:

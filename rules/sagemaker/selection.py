@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.probe.collections import CollectionRegistry
-from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, STAT_COLUMNS
+from stepwatch.probe.store.schema import REDUCTION_QUANTITY, STAT_COLUMNS
 from stepwatch.rules.parameters import split_list
+from stepwatch.rules.reduced import reductions_of, statistics_of
 from stepwatch.rules.step import StatColumns, Step, TensorSet, is_captured_loss, is_loss
 
 _BUILT_IN = CollectionRegistry(None, None)
@@ -96,14 +97,9 @@ class Selection:
 
     def _reduced(self, step: Step, known: tuple[str, ...]) -> dict[str, list[float]]:
         """Statistics of the chosen tensors of which the step has reductions only."""
-        found: dict[str, dict[str, float]] = {}
-        for (name, quantity), vector in step.derived.items():
-            if quantity == SHAPE_QUANTITY:
-                found.setdefault(name, {})["numel"] = float(np.prod(vector))
-            elif quantity.startswith(REDUCTION_QUANTITY) and len(vector):
-                found.setdefault(name, {})[quantity.removeprefix(REDUCTION_QUANTITY)] = float(vector[0])
+        found = reductions_of(step)
         left = found.keys() - set(known)
-        return {name: _from_reductions(found[name]) for name in found if name in left and self._takes_tensor(name)}
+        return {name: statistics_of(found[name]) for name in found if name in left and self._takes_tensor(name)}
 
     def _takes_tensor(self, name: str) -> bool:
         return self.matches(name, _BUILT_IN.of_tensor(name))
@@ -174,20 +170,3 @@ def _as_statistics(value: float) -> list[float]:
     if nan or infinite:
         return [*head, math.nan, math.nan, math.nan, math.nan, 0.0, 0.0, math.nan]
     return [*head, value, value, value, 0.0, abs(value), abs(value), abs(value)]
-
-
-def _from_reductions(known: Mapping[str, float]) -> list[float]:
-    """The row of ``stats`` of a tensor of which these reductions are known; of one entry where its shape is not."""
-    entries = known.get("numel", 1.0)
-    of = dict.fromkeys(STAT_COLUMNS, math.nan)
-    of |= {name: known[name] for name in ("min", "max", "mean", "std", "l1", "l2") if name in known}
-    if "variance" in known:
-        of["std"] = math.sqrt(known["variance"])
-    if "abs_mean" in known:
-        of["l1"] = known["abs_mean"] * entries
-    if "abs_max" in known:
-        of["abs_max"] = known["abs_max"]
-    numbers = [value for name, value in known.items() if name != "numel"]
-    of |= {"numel": entries, "n_nan": float(any(map(math.isnan, numbers)))}
-    of["n_inf"] = float(any(map(math.isinf, numbers)))
-    return [of[name] for name in STAT_COLUMNS]

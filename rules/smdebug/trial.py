@@ -20,6 +20,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
 from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory, reduction_dtype
+from stepwatch.rules.bulk import Series
 from stepwatch.rules.exceptions import MissingCollectionFiles
 from stepwatch.rules.step import Stats, Step, TensorSet
 from stepwatch.rules.tensor import Array
@@ -232,6 +233,9 @@ class ImportedTrial(_AsSaved, TraceTrial):
             self._infos = self.trace.tensors()
             tensors = self._sets[names] = TensorSet(names, lambda name: self._infos.get(name, TensorInfo(name)))
         return replace(step, stats=Stats(tensors, np.empty((len(names), 0))), scalars={})
+
+    def _scalar_series(self, mode: ModeKeys, worker: str | None) -> dict[str, Series]:
+        return {}  # they are among the whole tensors
 
     def worker(self, rank: int) -> str:
         """Name of the worker of that rank."""

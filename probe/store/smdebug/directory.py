@@ -29,6 +29,7 @@ _SILENT_SECONDS = 60.0
 _PACES = 10
 _UNKNOWN_PACE_SECONDS = 180.0
 _LATEST = 5
+_END = 1 << 63
 _REFRESH_SECONDS = 2.0
 _KEPT_FILE_BYTES = 4 << 20
 _KEPT_BYTES = 64 << 20
@@ -126,12 +127,13 @@ class SMDebugDirectory:
             remote.refresh(self.path)
             self._refreshed = time.monotonic()
         found = []
-        for folder in sorted(_names(self.path / "index")):
-            for name in sorted(_names(self.path / "index" / folder)):
+        index = self.path / "index"
+        for folder in sorted(_names(index)):
+            for name in sorted(_names(index / folder)):
                 key = f"{folder}/{name}"
                 match = _INDEX_NAME.match(name)
                 if match and key not in self._read:
-                    found.append(_read_index(self.path / "index" / folder / name, int(match[1]), match[2]))
+                    found.append(_read_index(index / folder / name, int(match[1]), match[2]))
                     self._read.add(key)
         found.sort(key=lambda step: (step.step, step.worker))
         self._latest.extend({step.step: step for step in found[-_LATEST:]}.values())
@@ -236,13 +238,15 @@ def _read_index(path: Path, step: int, worker: str) -> IndexedStep:
         meta = content["meta"]
         mode, mode_step, events = str(meta["mode"]), _count(meta["mode_step"]), meta.get("event_file_name")
         ModeKeys[mode]
-        if events is not None and (not isinstance(events, str) or Path(events).is_absolute() or ".." in events):
+        if events is not None and (not isinstance(events, str) or events.startswith(os.sep) or ".." in events):
             raise ValueError(f"event_file_name is {events!r}; expected a path below the directory")
         found = IndexedStep(step, _worker(worker), mode, mode_step, events)
         for entry in content.get("tensor_payload") or ():
-            name, offset, length = _name(entry["tensorname"]), _count(entry["start_idx"]), _count(entry["length"])
-            if offset < 0 or length < 0:
-                raise ValueError(f"{name} is at {offset} with length {length}; expected numbers from 0")
+            name, offset, length = entry["tensorname"], entry["start_idx"], entry["length"]
+            if not (type(name) is str and name.isascii()):
+                name = _name(name)
+            if not (type(offset) is int and type(length) is int and 0 <= offset < _END and 0 <= length < _END):
+                raise ValueError(f"{name} is at {offset!r:.40} with length {length!r:.40}; expected numbers from 0")
             if name.startswith(REDUCTION_PREFIX):
                 tensor, reduction, of_magnitudes = split_reduction(name)
                 found.reductions.setdefault(tensor, {})[reduction, of_magnitudes] = (offset, length)
@@ -293,10 +297,12 @@ def _worker(name: str) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise TraceError(f"{path}: has {path.stat().st_size} bytes; expected {_MAX_INDEX_BYTES} at most")
+    with open(path, "rb") as file:
+        text = file.read(_MAX_INDEX_BYTES + 1)
+    if len(text) > _MAX_INDEX_BYTES:
+        raise TraceError(f"{path}: has more than {_MAX_INDEX_BYTES} bytes")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
