@@ -152,8 +152,9 @@ class CollectionRegistry:
 
     def include(self, name: str) -> None:
         """Save this collection too."""
-        self.included |= {name}
-        self._scheduled = None
+        if name not in self.included:
+            self.included |= {name}
+            self._scheduled = None
 
     @property
     def scheduled(self) -> dict[str, SaveConfig]:

@@ -23,6 +23,7 @@ PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _SHORT = 65536
 """Entries that are read so soon that letting another Python thread in would take longer."""
 
+_STRIDED = torch.strided
 _is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -78,12 +79,11 @@ def available() -> bool:
 
 def type_code(tensor: torch.Tensor) -> int | None:
     """The number of :data:`TYPES` by which the compiled code reads a tensor where it lies; None: it cannot."""
-    if _library is None or type(tensor) not in PLAIN or not tensor.is_cpu or tensor.layout is not torch.strided:
+    if _library is None or type(tensor) not in PLAIN or not tensor.is_cpu or tensor.layout is not _STRIDED:
         return None
-    code = TYPES.get(tensor.dtype)
-    if code is None or not tensor.is_contiguous() or tensor.is_neg() or _is_functorch_wrapped(tensor):
-        return None
-    return code
+    if tensor.is_contiguous() and not tensor.is_neg() and not _is_functorch_wrapped(tensor):
+        return TYPES.get(tensor.dtype)
+    return None
 
 
 def measure(tensors: Sequence[torch.Tensor]) -> NDArray[np.float64]:

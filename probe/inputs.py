@@ -66,8 +66,11 @@ class InputWatch:
     def forward_begins(self, record: OpenRecord, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A root module is called with these."""
         model = self._models[id(module)]
+        if record.mode not in TRAINING:
+            model.disarm()
+            return
         self._held = (model, args, kwargs)
-        if not record.due or record.mode not in TRAINING:
+        if not record.due:
             model.disarm()
         elif self.look(record):
             model.arm(record)

@@ -50,7 +50,7 @@ class TrainingLoop:
         self._told = True
 
     def _all_in_eval_mode(self, models: list[nn.Module]) -> bool:
-        if not models or any(model.training for model in models):
+        if not models or models[0].training or any(model.training for model in models):
             return False
         if self._mode_dependent is None:
             self._mode_dependent = [

@@ -17,6 +17,8 @@ class ModeKeys(enum.Enum):
     PREDICT = 3
     GLOBAL = 4
 
+    __hash__ = object.__hash__  # the enumeration's own runs in Python, several times a step
+
 
 modes = ModeKeys
 

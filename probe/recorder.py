@@ -24,6 +24,8 @@ class Pending(Protocol):
         """Wait for them: float64 [tensors, columns], or None where they turn out not to count."""
 
 
+_MODE_NAMES = {mode: mode.name for mode in ModeKeys}
+
 Scalar: TypeAlias = "float | torch.Tensor"
 
 
@@ -106,10 +108,7 @@ class OpenRecord:
 
     def add_loss(self, name: str, value: torch.Tensor) -> None:
         """A captured loss; those of several micro-batches are averaged."""
-        detached = value.detach()
-        if detached.numel() != 1:
-            detached = detached.float().mean()
-        kept = _keep(detached)
+        kept = _keep(value if value.numel() == 1 else value.detach().float().mean())
         if isinstance(kept, float) and not math.isfinite(kept):
             self.finite = False
         self._losses.setdefault(name, []).append(kept)
@@ -125,7 +124,7 @@ class OpenRecord:
 
     def add_scalar(self, name: str, value: Scalar) -> None:
         """A logged scalar; of one name the last counts."""
-        self._scalars.append((name, _keep(value.detach()) if isinstance(value, torch.Tensor) else value))
+        self._scalars.append((name, _keep(value) if isinstance(value, torch.Tensor) else value))
 
     def end(self, timing: dict[str, int]) -> None:
         """The step is over."""
@@ -156,7 +155,7 @@ class OpenRecord:
 
         return StepRecord(
             step=self.step,
-            mode=self.mode.name,
+            mode=_MODE_NAMES[self.mode],
             mode_step=self.mode_step,
             time_ns=self.time_ns,
             timing=self.timing,
@@ -204,7 +203,7 @@ class _Scalars:
 
 def _keep(value: torch.Tensor) -> Scalar:
     """The number itself where reading it does not wait for a device, else a copy there."""
-    return float(value) if value.device.type == "cpu" else value.clone()
+    return float(value.item()) if value.is_cpu else value.detach().clone()
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

@@ -70,6 +70,8 @@ class TensorRecorder:
         self._selections: dict[frozenset[str], _Selection] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._guard: GradientGuard | None = None
+        self._listening = False
+        self._hooked = False
 
     def add_model(self, capture: ModelCapture) -> None:
         """Record this model too."""
@@ -79,6 +81,7 @@ class TensorRecorder:
 
     def arm(self, *, first: bool) -> None:
         """The coming forward pass is recorded; in the first one the order of modules is learnt."""
+        self._listening = self._hooked = True
         for capture in self.models:
             if first:
                 capture.watch_order()
@@ -86,13 +89,17 @@ class TensorRecorder:
 
     def pause(self) -> None:
         """Forward passes are not looked at until :meth:`arm`."""
-        for capture in self.models:
-            capture.pause()
+        if self._listening:
+            self._listening = False
+            for capture in self.models:
+                capture.pause()
 
     def disarm(self) -> None:
         """The same, for longer: the hooks in the modules are removed."""
-        for capture in self.models:
-            capture.disarm()
+        if self._hooked:
+            self._listening = self._hooked = False
+            for capture in self.models:
+                capture.disarm()
 
     def intern(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The one tuple object for these names."""
