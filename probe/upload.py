@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from stepwatch.probe.store.errors import first_line
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.remote import Replica, replica_folder
@@ -94,7 +95,7 @@ class Uploader:
             if not self._said:
                 self._said = True
                 self._tell(
-                    f"{self._url} cannot be reached ({_first_line(error)}); what is recorded waits in {self.folder}"
+                    f"{self._url} cannot be reached ({first_line(error)}); what is recorded waits in {self.folder}"
                 )
             return False
         self._said = False
@@ -149,7 +150,3 @@ def _order(path: str) -> tuple[int, str]:
     """What commits the rest comes last."""
     folder = path.split("/")[0]
     return (0 if folder.startswith(_FIRST) else 2 if folder in _LAST else 1), path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

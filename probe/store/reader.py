@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 from stepwatch.probe.store import remote
 from stepwatch.probe.store.additions import ADDED_COLUMNS, completed, present
 from stepwatch.probe.store.attempts import Attempts
-from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.errors import first_line
 from stepwatch.probe.store.identity import is_alive
 from stepwatch.probe.store.layout import end_file, list_parts, node_folder, rank_folder
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.records import TensorInfo
-from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS, STEP_TABLES, TABLES
+from stepwatch.probe.store.runinfo import EndInfo, read_run_info
+from stepwatch.probe.store.schema import STAT_COLUMNS, STEP_TABLES, TABLES
 from stepwatch.probe.store.shards import combine
 from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 
@@ -38,33 +39,6 @@ _RETRIES = 5
 _RANK_FILE = re.compile(r"^rank=(\d+)\.json$")
 _SILENT_SECONDS = 60.0
 _REFRESH_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """run.json."""
-
-    run_id: str
-    job_name: str
-    world_size: int
-    host: str
-    start_ns: int
-    command: tuple[str, ...]
-    versions: dict[str, str]
-    config: dict[str, Any]
-    format_version: int
-    code: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EndInfo:
-    """How a rank ended: "finished", "exception", "signal" or "stopped"."""
-
-    status: str
-    reason: str
-    last_step: int | None
-    time_ns: int
-    attempt: int
 
 
 @dataclass
@@ -95,7 +69,7 @@ class Trace:
 
             self.path = converted.converted(self.path.resolve())
             self._grow = converted.refresh
-        self.info = _read_info(self.path)
+        self.info = read_run_info(self.path)
         self.warnings: list[str] = []
         self._refreshed = time.monotonic()
 
@@ -354,8 +328,7 @@ class Trace:
 
     def warn(self, path: Path, error: Exception) -> None:
         """Say once that a file is left out."""
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        text = f"{path}: left out, not a readable Parquet file: {first_line}"
+        text = f"{path}: left out, not a readable Parquet file: {first_line(error)}"
         if not any(known.startswith(f"{path}:") for known in self.warnings):
             self.warnings.append(text)
             log.warning("%s", text)
@@ -394,42 +367,6 @@ def _condition(
     if names is not None:
         parts.append(pc.field("name").isin(list(names)))
     return reduce(lambda a, b: a & b, parts) if parts else None
-
-
-def _read_info(path: Path) -> RunInfo:
-    if not path.exists():
-        raise TraceError(f"{path}: no such directory")
-    if not path.is_dir():
-        raise TraceError(f"{path}: is a file; expected the directory of a run")
-    try:
-        content = read_json(path / "run.json")
-        if not content:
-            what = "is empty" if not any(path.iterdir()) else "holds no run.json"
-            raise TraceError(f"{path}: {what}; expected the directory of a run")
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-    version = content.get("format_version")
-    if not isinstance(version, int):
-        raise TraceError(f"{path}/run.json: format_version is {version!r}; expected a number")
-    if version > FORMAT_VERSION:
-        raise TraceError(
-            f"{path}: written in format version {version} by a newer Stepwatch; this one reads up to {FORMAT_VERSION}"
-        )
-    try:
-        return RunInfo(
-            run_id=str(content.get("run_id", "")),
-            job_name=str(content.get("job_name", path.name)),
-            world_size=int(content.get("world_size", 1)),
-            host=str(content.get("host", "")),
-            start_ns=int(content.get("start_ns", 0)),
-            command=tuple(str(word) for word in content.get("command", ())),
-            versions={str(k): str(v) for k, v in dict(content.get("versions", {})).items()},
-            config=dict(content.get("config", {})),
-            format_version=version,
-            code={str(k): str(v) for k, v in dict(content.get("code", {})).items()},
-        )
-    except (TypeError, ValueError) as error:
-        raise TraceError(f"{path}/run.json: {error}") from None
 
 
 def _names(folder: Path) -> list[str]:

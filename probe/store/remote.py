@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.errors import TraceError, first_line
 from stepwatch.probe.store.layout import LABELS_FILE, write_json
 from stepwatch.probe.store.rankfile import read_json
 
@@ -225,7 +225,7 @@ def local_copy(url: str) -> Path:
     try:
         replica.pull(_everything)
     except OSError as error:
-        raise TraceError(f"{url}: cannot be read: {_first_line(error)}") from None
+        raise TraceError(f"{url}: cannot be read: {first_line(error)}") from None
     if not (replica.folder / STATE_FILE).exists():
         raise TraceError(f"{url}: nothing is there; expected a run, or runs below it")
     return replica.folder
@@ -275,12 +275,8 @@ def _open(url: str) -> tuple[pafs.FileSystem, str]:
 
             system, base = url_to_fs(url)
         except (ImportError, ValueError):
-            raise TraceError(f"{url}: {_first_line(error)}") from None
+            raise TraceError(f"{url}: {first_line(error)}") from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(system)), base.rstrip("/")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _lock(file: BinaryIO) -> None:
