@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
 
 from stepwatch.probe.store.identity import process_identity
 from stepwatch.probe.store.layout import Part, rank_folder, write_json
@@ -38,6 +37,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.schema import FORMAT_VERSION, STAT_COLUMNS
 from stepwatch.probe.store.tables import TableBuilder, write_parquet
+from stepwatch.probe.store.tail import TailWriter
 
 TENSORS = 24
 KEPT = 64  # files of a table that lie there at a time; a writer joins them as it goes
@@ -99,18 +99,19 @@ class Fleet:
         self._builder = TableBuilder(0)
         self._random = np.random.default_rng(0)
         self._names = tuple(f"gradient/Net_layer{n}.weight" for n in range(TENSORS))
-        self._folders: list[tuple[Path, int]] = []
+        self._ranks: list[tuple[dict[str, Path], TailWriter]] = []
         identity = process_identity()
         for number in range(runs):
             run = folder / "runs" / f"run-{number:03d}"
             for part in ("ranks", "end", "control", "findings"):
                 (run / part).mkdir(parents=True)
             for rank in range(ranks):
-                for table in ("stats", "scalars", "steps"):
-                    rank_folder(run, table, rank).mkdir(parents=True)
+                folders = {table: rank_folder(run, table, rank) for table in ("stats", "scalars", "steps")}
+                for table_folder in folders.values():
+                    table_folder.mkdir(parents=True)
                 attempt = {"attempt": 0, "start_step": 0, "started_ns": time.time_ns(), **identity}
                 write_json(run / "ranks" / f"rank={rank:05d}.json", {"attempts": [attempt]})
-                self._folders.append((run, rank))
+                self._ranks.append((folders, TailWriter(run, rank, 0)))
             info = {"format_version": FORMAT_VERSION, "run_id": f"run-{number}", "job_name": run.name}
             content = {
                 **info,
@@ -131,18 +132,20 @@ class Fleet:
         record.scalars.append(("loss_output_0", float(2.0 / (1 + number / 50) + self._random.normal(0, 0.01))))
         record.timing["duration_ns"] = 1_000_000_000
         part = Part(0, number, number)
-        for table, rows in self._builder.build([record]).items():
-            sink = pa.BufferOutputStream()
-            write_parquet(rows, sink)
-            source = self._source / table
-            source.write_bytes(sink.getvalue().to_pybytes())
-            for run, rank in self._folders:
-                folder = rank_folder(run, table, rank)
-                os.link(source, folder / ".next")
-                os.replace(folder / ".next", folder / part.file_name)
+        tables = self._builder.build([record])
+        for table, rows in tables.items():
+            write_parquet(rows, self._source / table)
+        part, old = Part(0, number, number).file_name, Part(0, number - KEPT, number - KEPT).file_name
+        counts = {table: rows.num_rows for table, rows in tables.items()}
+        for folders, tail in self._ranks:
+            for table in tables:
+                os.link(self._source / table, f"{folders[table]}/.next")
+                os.replace(f"{folders[table]}/.next", f"{folders[table]}/{part}")
                 if number >= KEPT:
-                    (folder / Part(0, number - KEPT, number - KEPT).file_name).unlink()
-            source.unlink()
+                    os.unlink(f"{folders[table]}/{old}")
+            tail.append(number, counts, [record])
+        for table in tables:
+            (self._source / table).unlink()
 
 
 def watch(folder: Path) -> None:

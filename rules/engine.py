@@ -41,6 +41,7 @@ class Engine:
 
     Attributes:
         profiles: whether there are rules that :meth:`watch` feeds.
+        waits: whether there are rules that judge how long nothing has come.
     """
 
     def __init__(self, specs: Sequence[RuleSpec]) -> None:
@@ -52,6 +53,7 @@ class Engine:
         self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
         self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
         self.profiles = bool(self._whole)
+        self.waits = any(spec.rule.waited is not Rule.waited for spec in self._of_a_rank)
         self._takers: dict[Layout, list[tuple[ProfilerRule, _Evaluation]]] = {}
 
     def feed(self, step: Step) -> list[Finding]:

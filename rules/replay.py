@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import SMDEBUG_CONFIG
+from stepwatch.probe.store.tail import TailReader
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding, RuleResult
@@ -49,30 +50,78 @@ class StepStream:
         self._scalars = scalars_of(trace, rank)
         self._derived = derived_of(trace, rank)
         self._values = values_of(trace, rank) if whole_tensors else None
-        contents = (self._stats, self._scalars, self._derived, self._values)
-        self._contents: list[StepRows[Any]] = [rows for rows in contents if rows is not None]
         self._delivered: set[Key] = set()  # of the latest global step
+        self._attempt = len(trace.attempts(rank).entries) - 1
+        self._tail = TailReader(trace.path, rank, self._attempt)
+        self._tables: dict[str, StepRows[Any]] = {
+            "steps": self._commits,
+            "stats": self._stats,
+            "scalars": self._scalars,
+            "derived": self._derived,
+            **({"values": self._values} if self._values is not None else {}),
+        }
+        self._contents = [rows for table, rows in self._tables.items() if table != "steps"]
+        self._at_the_tail = False
 
     def poll(self) -> Iterator[Step]:
-        """Steps that are new."""
-        self._commits.look_again()
+        """Steps that are new: from the tail, as far as it goes on from here, else from the files."""
+        if self._at_the_tail and (yield from self._follow_tail(self._reached())) and not self._tail.waiting:
+            return
+        beginning = self._tail.beginning(self._reached())
+        yield from self._read_files(beginning)
+        if beginning is not None and self._all_taken(beginning):
+            yield from self._follow_tail(max(beginning, self._reached()))
+        elif beginning is not None:
+            yield from self._read_files(None)
+        self._at_the_tail = self._all_taken(None)
+
+    def drain(self) -> Iterator[Step]:
+        """What is left when no more will be written."""
+        yield from self._read_files(None)
+        self._look_again(None)
+        yield from self._uncommitted(None)
+
+    def _reached(self) -> int:
+        return self._commits.next_flush(self._attempt)
+
+    def _follow_tail(self, flush: int) -> Generator[Step, None, bool]:
+        """Steps of the tail from a flush on; returns whether there was anything."""
+        followed = False
+        for frame in self._tail.take(flush):
+            if frame.records is None or (self._values is not None and frame.rows.get("values")):
+                return False
+            for table, rows in self._tables.items():
+                rows.pass_over(self._attempt, frame.flush, frame.rows.get(table, 0))
+            for record in frame.records:
+                self._remember((self._attempt, record.step, MODES.index(record.mode), record.mode_step))
+                yield self._builder.from_record(record)
+            followed = True
+        return followed
+
+    def _all_taken(self, end: int | None) -> bool:
+        """Whether nothing is left of the flushes before the next one, or ``end``, and nothing was read of that."""
+        reached = max(self._reached(), end or 0)
+        if any(rows.next_flush(self._attempt) > reached for rows in self._contents):
+            return False
+        self._look_again((self._attempt, reached))
+        self._skip_late()
+        return all(rows.head() is None and rows.next_flush(self._attempt) <= reached for rows in self._contents)
+
+    def _read_files(self, end: int | None) -> Iterator[Step]:
+        """Steps in files that begin before a flush of this attempt, or in all."""
+        self._commits.look_again(None if end is None else (self._attempt, end))
         seen = -1
         while (key := self._commits.head()) is not None:
             row = self._commits.take()
             if self._commits.pieces != seen:  # what belongs to its steps was written before
                 seen = self._commits.pieces
-                self._look_again()
+                self._look_again(None if end is None else (self._attempt, max(end, self._commits.begun(self._attempt))))
             yield from self._uncommitted(key)
             yield self._build(key, row)
 
-    def drain(self) -> Iterator[Step]:
-        """What is left when no more will be written."""
-        self._look_again()
-        yield from self._uncommitted(None)
-
-    def _look_again(self) -> None:
+    def _look_again(self, stop_before: tuple[int, int] | None) -> None:
         for rows in self._contents:
-            rows.look_again()
+            rows.look_again(stop_before)
 
     def _uncommitted(self, before: Key | None) -> Iterator[Step]:
         """Steps that have no row of ``steps``, as far as they precede a step that has."""
@@ -92,10 +141,13 @@ class StepStream:
         latest = next(iter(self._delivered), None)
         return latest is not None and key[:2] < latest[:2]
 
-    def _build(self, key: Key, commit: Commit | None) -> Step:
+    def _remember(self, key: Key) -> None:
         if self._delivered and next(iter(self._delivered))[:2] != key[:2]:
             self._delivered.clear()
         self._delivered.add(key)
+
+    def _build(self, key: Key, commit: Commit | None) -> Step:
+        self._remember(key)
         _, step, mode, mode_step = key
         begun, saved, timing = commit or (0, True, {})
         built = Step(self._rank, step, MODES[mode], mode_step, begun, timing=timing, saved=saved)
@@ -140,6 +192,10 @@ class Analysis:
 class LiveAnalysis:
     """Judges a run as it grows.
 
+    Attributes:
+        steps: how many were judged.
+        waits: whether there are rules that judge how long nothing has come: they are asked at each poll.
+
     Args:
         trace: the run.
         specs: the rules.
@@ -155,21 +211,28 @@ class LiveAnalysis:
         self._complete = Reduced(trace) if SMDEBUG_CONFIG in trace.info.config else None
         self._run_concluded = False
         self.steps = 0
+        self.waits = self._engine.waits
 
-    def poll(self, ranks: Iterable[int] | None = None) -> list[Finding]:
-        """Judge what is new, of these ranks or of all, and return what was found in it."""
+    def poll(self, ranks: Sequence[int] | None = None, *, live: bool | None = None) -> list[Finding]:
+        """Judge what is new and return what was found in it.
+
+        Args:
+            ranks: those that may have written something; all by default.
+            live: whether the run is still being written, where that is known.
+        """
         found: list[Finding] = []
         self._trace.refresh()
-        for rank in self._trace.ranks if ranks is None else ranks:
+        ranks = self._trace.ranks if ranks is None else ranks
+        for rank in ranks:
             ended = self._trace.end(rank) is not None  # asked first: what is read then is all there is
             found += self._feed(self._stream(rank).poll())
             if ended:
                 found += self._conclude(rank)
-        if self._trace.live():
+        if self._engine.waits and (self._trace.live() if live is None else live):
             for rank in self._streams.keys() - self._concluded:
                 found += self._engine.waited(rank, time.time_ns())
         if self._engine.profiles:
-            found += self._watch(time.time_ns() - LATENESS_NS)
+            found += self._watch(time.time_ns() - LATENESS_NS, ranks)
         return found
 
     def conclude(self) -> list[Finding]:
@@ -181,12 +244,12 @@ class LiveAnalysis:
             found += self._conclude(rank)
         if self._engine.profiles and not self._run_concluded:
             self._run_concluded = True
-            found += self._watch(None)
+            found += self._watch(None, self._trace.ranks)
             found += self._engine.conclude_run()
         return found
 
-    def _watch(self, until_ns: int | None) -> list[Finding]:
-        return [finding for event in self._profile.poll(until_ns) for finding in self._engine.watch(event)]
+    def _watch(self, until_ns: int | None, ranks: Sequence[int]) -> list[Finding]:
+        return [finding for event in self._profile.poll(until_ns, ranks) for finding in self._engine.watch(event)]
 
     def _feed(self, steps: Iterator[Step]) -> list[Finding]:
         found: list[Finding] = []

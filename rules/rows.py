@@ -60,9 +60,22 @@ class StepRows(Generic[T]):
         self._exhausted = False
         self.pieces = 0
 
-    def look_again(self) -> None:
-        """More rows may have arrived since none were left."""
+    def look_again(self, stop_before: tuple[int, int] | None = None) -> None:
+        """More rows may have arrived since none were left; see :class:`TableCursor` for ``stop_before``."""
+        self._cursor.stop_before = stop_before
         self._exhausted = False
+
+    def next_flush(self, attempt: int) -> int:
+        """First flush of an attempt of which not every row was read."""
+        return self._cursor.next_flush(attempt)
+
+    def begun(self, attempt: int) -> int:
+        """First flush of an attempt of which no row was read."""
+        return self._cursor.begun(attempt)
+
+    def pass_over(self, attempt: int, flush: int, rows: int) -> None:
+        """A flush is known from elsewhere; all before it was taken."""
+        self._cursor.pass_over(attempt, flush, rows)
 
     def head(self) -> Key | None:
         """Key of the next step that has rows here, or None where no more were left when that was last looked at."""

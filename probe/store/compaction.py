@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from stepwatch.probe.store.layout import Part, list_parts
+from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.tables import join_parquet, write_parquet
+from stepwatch.probe.store.tail import TailWriter
 
 FAN_IN = 16
 MAX_JOINED_BYTES = 256 << 20
@@ -25,20 +27,26 @@ class PartStore:
     Args:
         folders: folder of each table.
         attempt: attempt that writes.
+        tail: where each flush is written once more when its files are there.
     """
 
-    def __init__(self, folders: Mapping[str, Path], attempt: int) -> None:
+    def __init__(self, folders: Mapping[str, Path], attempt: int, tail: TailWriter | None = None) -> None:
         self._folders = folders
         self._attempt = attempt
+        self._tail = tail
+        self._records: Sequence[StepRecord] = ()
         self._next = 0
+        self._rows: dict[str, int] = {}
         self._levels: dict[str, list[tuple[Part, int]]] = {table: [] for table in folders}
         self.pending: dict[str, pa.Table] = {}
         for folder in folders.values():
             _clean(folder)
 
-    def prepare(self, tables: Mapping[str, pa.Table]) -> None:
-        """The tables of the next flush, in the order in which they are to be written."""
+    def prepare(self, tables: Mapping[str, pa.Table], records: Sequence[StepRecord] = ()) -> None:
+        """The tables of the next flush, in the order in which they are to be written, and what they were made of."""
         self.pending = dict(tables)
+        self._rows = {table: rows.num_rows for table, rows in tables.items()}
+        self._records = records
 
     def discard(self) -> None:
         """Give up what could not be written."""
@@ -57,12 +65,17 @@ class PartStore:
             _write_whole(folder, part, lambda sink, content=content: write_parquet(content, sink))
             del self.pending[table]
             self._levels[table].append((part, 0))
+        if self._tail is not None:
+            self._tail.append(self._next, self._rows, self._records)
+        self._records = ()
         self._next += 1
         for table in self._levels:
             self._compact(table)
 
     def compact_all(self) -> None:
         """The run is over: join each table's files into one, unless that is large."""
+        if self._tail is not None:
+            self._tail.close()
         for table, levels in self._levels.items():
             if len(levels) > 1:
                 try:

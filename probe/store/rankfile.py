@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.layout import write_json
 
@@ -27,6 +30,53 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TraceError(f"{path}: holds a {type(content).__name__}; expected an object")
     return content
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """What a rank has said of itself.
+
+    Attributes:
+        attempts: its starts.
+        counters: dropped records, errors of the hook and of the writer.
+        notes: what the hook could not record.
+    """
+
+    attempts: Attempts
+    counters: dict[str, int]
+    notes: list[str]
+
+
+class RankFiles:
+    """What the ranks of a run have said of themselves; a file is read again when it has changed.
+
+    Args:
+        run_dir: the run's directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "ranks"
+        self._known: dict[int, tuple[tuple[int, int, int], RankInfo]] = {}
+
+    def of(self, rank: int) -> RankInfo:
+        """What a rank has said; nothing where it has no file.
+
+        Raises:
+            TraceError: the file is not as it should be.
+        """
+        path = f"{self._folder}/rank={rank:05d}.json"
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return RankInfo(Attempts([]), {}, [])
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        known = self._known.get(rank)
+        if known is None or known[0] != stamp:
+            content = read_json(Path(path))
+            attempts = Attempts(content.get("attempts", []))
+            info = RankInfo(attempts, dict(content.get("counters", {})), list(content.get("notes", [])))
+            known = self._known[rank] = (stamp, info)
+        return known[1]
 
 
 class RankFile:

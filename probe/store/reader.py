@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import first_line
 from stepwatch.probe.store.identity import is_alive
 from stepwatch.probe.store.layout import end_file, list_parts, node_folder, rank_folder
-from stepwatch.probe.store.rankfile import read_json
+from stepwatch.probe.store.rankfile import RankFiles, read_json
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.runinfo import EndInfo, read_run_info
 from stepwatch.probe.store.schema import STAT_COLUMNS, STEP_TABLES, TABLES
@@ -39,13 +38,6 @@ _RETRIES = 5
 _RANK_FILE = re.compile(r"^rank=(\d+)\.json$")
 _SILENT_SECONDS = 60.0
 _REFRESH_SECONDS = 2.0
-
-
-@dataclass
-class _RankInfo:
-    attempts: Attempts
-    counters: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 class Trace:
@@ -72,6 +64,7 @@ class Trace:
         self.info = read_run_info(self.path)
         self.warnings: list[str] = []
         self._refreshed = time.monotonic()
+        self._rank = RankFiles(self.path).of
 
     def refresh(self) -> None:
         """Bring a copy of a run up to date, every other second; nothing where it is the run itself.
@@ -332,14 +325,6 @@ class Trace:
         if not any(known.startswith(f"{path}:") for known in self.warnings):
             self.warnings.append(text)
             log.warning("%s", text)
-
-    def _rank(self, rank: int) -> _RankInfo:
-        content = read_json(self.path / "ranks" / f"rank={rank:05d}.json")
-        return _RankInfo(
-            Attempts(content.get("attempts", [])),
-            dict(content.get("counters", {})),
-            list(content.get("notes", [])),
-        )
 
 
 def retry_vanished(read: Callable[[], T]) -> T:

@@ -30,6 +30,7 @@ from stepwatch.probe.store.recent import RecentSteps
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import FORMAT_VERSION, STEP_TABLES, TABLES
 from stepwatch.probe.store.tables import TableBuilder
+from stepwatch.probe.store.tail import TailWriter
 
 log = logging.getLogger("stepwatch")
 
@@ -91,7 +92,7 @@ class TraceWriter:
         node = socket.gethostname() or "localhost"
         folders = {table: rank_folder(self.run_dir, table, rank) for table in STEP_TABLES}
         folders["system"] = self.run_dir / "system" / f"node={node}"
-        self._parts = PartStore(folders, self.attempt)
+        self._parts = PartStore(folders, self.attempt, TailWriter(self.run_dir, rank, self.attempt))
         self._tensors: dict[str, TensorInfo] = {}
         self._tensors_changed = False
         self._queue: deque[StepRecord] = deque()
@@ -249,7 +250,7 @@ class TraceWriter:
             tables = self._builder.build(records) if records else {}
             if rows:
                 tables = {"system": _system_table(rows), **tables}
-            self._parts.prepare(tables)
+            self._parts.prepare(tables, records)
             self._parts.write()
             self._rank_file.save()
         except OSError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,13 @@ import pyarrow.compute as pc
 from stepwatch.probe.store.follower import NodeCursor, TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import TIMING_COLUMNS
+from stepwatch.probe.store.tail import TailReader
 from stepwatch.rules.profiler.base import Layout, Layouts, Sample, end_ns
 from stepwatch.rules.step import Step
 
 Event = Step | Sample
+_Timed = tuple[int, Event]
+_time = itemgetter(0)
 
 LATENESS_NS = 3_000_000_000
 """What is younger may still be overtaken by what another process has not written yet."""
@@ -33,26 +38,34 @@ class ProfileStream:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._steps: dict[int, TableCursor] = {}
+        self._steps: dict[int, _RankSteps] = {}
         self._nodes: dict[str, NodeCursor] = {}
         self._layouts = Layouts()
-        self._held: list[Event] = []
+        self._held: list[_Timed] = []
 
-    def poll(self, until_ns: int | None) -> Iterator[Event]:
-        """What is new and older than ``until_ns``; everything where that is None."""
-        for rank in self._trace.ranks:
+    def poll(self, until_ns: int | None, ranks: Iterable[int]) -> Iterator[Event]:
+        """What is new of these ranks and of all nodes, and older than ``until_ns``; everything where that is None."""
+        for rank in ranks:
             if rank not in self._steps:
-                self._steps[rank] = TableCursor(self._trace, "steps", rank, [*_KEY, *TIMING_COLUMNS])
+                self._steps[rank] = _RankSteps(self._trace, rank)
         for node in self._trace.nodes:
             self._nodes.setdefault(node, NodeCursor(self._trace, node))
-        fresh: list[Iterator[Event]] = [_steps(rank, cursor) for rank, cursor in self._steps.items()]
+        fresh = [self._steps[rank].read(final=until_ns is None) for rank in ranks]
         fresh += [_samples(node, cursor, self._layouts) for node, cursor in self._nodes.items()]
-        held, self._held = self._held, []
-        for event in heapq.merge(held, *fresh, key=when):
-            if until_ns is not None and when(event) >= until_ns:
-                self._held.append(event)
+        ripe = len(self._held) if until_ns is None else bisect_left(self._held, until_ns, key=_time)
+        held, self._held = self._held[:ripe], self._held[ripe:]
+        for _, event in heapq.merge(held, *(self._ripe(events, until_ns) for events in fresh), key=_time):
+            yield event
+        self._held.sort(key=_time)
+
+    def _ripe(self, events: Iterator[Event], until_ns: int | None) -> Iterator[_Timed]:
+        """Those that are old enough; the others are kept."""
+        for event in events:
+            time_ns = when(event)
+            if until_ns is None or time_ns < until_ns:
+                yield time_ns, event
             else:
-                yield event
+                self._held.append((time_ns, event))
 
 
 def when(event: Event) -> int:
@@ -60,11 +73,61 @@ def when(event: Event) -> int:
     return event.time_ns if isinstance(event, Sample) else end_ns(event)
 
 
-def _steps(rank: int, cursor: TableCursor) -> Iterator[Event]:
-    for rows in cursor.read():
-        for row in rows.to_pylist():
-            timing = {name: row[name] for name in TIMING_COLUMNS if row[name] is not None}
-            yield Step(rank, row["step"], row["mode"], row["mode_step"], row["time_ns"], timing=timing)
+class _RankSteps:
+    """The steps of one rank: from the tail as far as it goes on from what was read, else from the files.
+
+    Args:
+        trace: the run.
+        rank: the rank.
+    """
+
+    def __init__(self, trace: Trace, rank: int) -> None:
+        self._trace = trace
+        self._rank = rank
+        self._cursor = TableCursor(trace, "steps", rank, [*_KEY, *TIMING_COLUMNS])
+        self._attempt = -1
+        self._tail = TailReader(trace.path, rank, self._attempt)
+        self._at_the_tail = False
+
+    def read(self, *, final: bool) -> Iterator[Event]:
+        """Steps that are new; where these are the last ones, from the files, which have all of them."""
+        attempt = len(self._trace.attempts(self._rank).entries) - 1
+        if attempt != self._attempt:
+            self._attempt, self._at_the_tail = attempt, False
+            self._tail = TailReader(self._trace.path, self._rank, attempt)
+        if final:
+            yield from self._read_files(None)
+            return
+        if self._at_the_tail and (yield from self._follow_tail(self._reached())) and not self._tail.waiting:
+            return
+        beginning = self._tail.beginning(self._reached())
+        yield from self._read_files(beginning)
+        if beginning is not None:
+            yield from self._follow_tail(max(beginning, self._reached()))
+        self._at_the_tail = True
+
+    def _reached(self) -> int:
+        return self._cursor.next_flush(self._attempt)
+
+    def _read_files(self, end: int | None) -> Iterator[Event]:
+        self._cursor.stop_before = None if end is None else (self._attempt, end)
+        for rows in self._cursor.read():
+            for row in rows.to_pylist():
+                timing = {name: row[name] for name in TIMING_COLUMNS if row[name] is not None}
+                yield Step(self._rank, row["step"], row["mode"], row["mode_step"], row["time_ns"], timing=timing)
+
+    def _follow_tail(self, flush: int) -> Generator[Event, None, bool]:
+        """Steps of the tail; returns whether there was anything."""
+        followed = False
+        for frame in self._tail.take(flush):
+            if frame.records is None:
+                return False
+            self._cursor.pass_over(self._attempt, frame.flush, frame.rows.get("steps", 0))
+            for record in frame.records:
+                place = (record.step, record.mode, record.mode_step, record.time_ns)
+                yield Step(self._rank, *place, timing=record.timing)
+            followed = True
+        return followed
 
 
 def _samples(node: str, cursor: NodeCursor, layouts: Layouts) -> Iterator[Event]:

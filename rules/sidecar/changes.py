@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +21,8 @@ log = logging.getLogger("stepwatch")
 _SILENT = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "ceph", "gpfs", "beegfs", "gluster", "afs", "virtiofs")
 _SETTLE_SECONDS = 0.05  # a flush writes several files
 _ENDING_SECONDS = 0.25
-_FLOOD = 2000  # events in a second from which on asking is cheaper than being told
+_FLOOD = 200  # events in a second from which on asking is cheaper than being told
+_MOST_FOLDERS = 500
 
 
 def tells_of_changes(path: Path) -> bool:
@@ -37,11 +40,11 @@ class Changes:
 
     Args:
         directories: what to watch, at any depth.
-        interval: seconds after which :meth:`wait` returns in any case.
+        interval: seconds between looks where no event comes.
     """
 
     def __init__(self, directories: Sequence[Path], interval: float) -> None:
-        self._directories = [directory for directory in directories if tells_of_changes(directory)]
+        self._directories = [each for each in directories if tells_of_changes(each) and not _is_large(each)]
         self._interval = interval
         self._changed = threading.Event()
         self._handler = _Waker(self._changed)
@@ -65,21 +68,19 @@ class Changes:
         self._end_events()
 
     def wait(self, busy: float, ending: Callable[[], bool] = lambda: False) -> None:
-        """Return when something has changed, or the interval has passed.
+        """Return when something has changed, or it is time for the next look.
 
         Args:
             busy: seconds that the last look took; the pause is long enough that looking does not fill the time.
             ending: asked several times a second; True ends the wait.
         """
-        began = time.monotonic()
-        while not ending() and (left := began + self._interval - time.monotonic()) > 0:
+        until = time.monotonic() + max(self._interval - busy, busy / 4)
+        while not ending() and (left := until - time.monotonic()) > 0:
             if self._changed.wait(min(left, _ENDING_SECONDS)):
                 time.sleep(max(_SETTLE_SECONDS, busy))
                 break
         self._changed.clear()
-        seconds = time.monotonic() - began
-        events, self._handler.count = self._handler.count, 0
-        if self.by_events and events > _FLOOD * max(seconds, 1.0):
+        if self.by_events and self._handler.flooded:
             log.info("more than %d file events a second: looking every %g s instead", _FLOOD, self._interval)
             self._end_events()
 
@@ -93,9 +94,20 @@ class Changes:
 class _Waker(FileSystemEventHandler):
     def __init__(self, changed: threading.Event) -> None:
         self._changed = changed
-        self.count = 0
+        self._second = 0
+        self._count = 0
+        self.flooded = False
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """A file has got its final name, or a directory has appeared."""
-        self.count += 1
+        second = int(time.monotonic())
+        self._count = self._count + 1 if second == self._second else 1
+        self._second = second
+        self.flooded |= self._count > _FLOOD
         self._changed.set()
+
+
+def _is_large(directory: Path) -> bool:
+    """Whether a directory holds more folders than are worth to be watched each."""
+    folders = sum(1 for _ in islice(os.walk(directory), _MOST_FOLDERS + 1))
+    return folders > _MOST_FOLDERS

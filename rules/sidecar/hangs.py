@@ -44,11 +44,16 @@ class _Rank:
         moved: when it was last seen to have recorded something, by this process's clock.
         beat: its latest.
         seen: when that was first seen.
+        due: when it is to be looked at.
     """
 
     moved: float
     beat: dict[str, Any] = field(default_factory=dict)
     seen: float = 0.0
+    due: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.due = self.moved + SHORTEST_SECONDS
 
     def still(self, now: float) -> float:
         """Seconds for which it has done nothing: as it said itself, and since then, if it says nothing more."""
@@ -87,8 +92,8 @@ class HangWatch:
         if now - self._looked < _LOOK_SECONDS:
             return []
         self._looked = now
-        quiet = [rank for rank in ranks if now - self._ranks.setdefault(rank, _Rank(now)).moved > SHORTEST_SECONDS]
-        hanging = [rank for rank in quiet if self._trace.end(rank) is None and self._hangs(rank, now)]
+        due = [rank for rank in ranks if self._ranks.setdefault(rank, _Rank(now)).due <= now]
+        hanging = [rank for rank in due if self._trace.end(rank) is None and self._hangs(rank, now)]
         if all((rank, self._step(rank)) in self._said for rank in hanging):
             return []
         stacks = {rank: dump_stacks(self._trace, rank, self._ranks[rank].beat) for rank in hanging}
@@ -103,7 +108,9 @@ class HangWatch:
         beat = read_beat(self._trace.path, rank)
         if beat != known.beat:
             known.beat, known.seen = beat, now
-        return bool(beat) and known.still(now) > self._limit(rank, str(beat.get("phase")))
+        left = self._limit(rank, str(beat.get("phase"))) - known.still(now) if beat else SHORTEST_SECONDS
+        known.due = now + left  # sooner it cannot have stood still for long enough
+        return left < 0
 
     def _limit(self, rank: int, phase: str) -> float:
         if phase == "checkpoint":

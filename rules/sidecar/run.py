@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwatch.probe.store.layout import rank_folder
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import Dispatcher
@@ -20,9 +18,8 @@ from stepwatch.rules.sidecar.hangs import HangWatch
 from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.resolving import Resolutions
+from stepwatch.rules.sidecar.stamps import RankStamps, Stamps
 
-# A folder that was changed twice within one tick of the file system's clock looks as if it had been changed once.
-_YOUNG_SECONDS = 2.0
 _LIVENESS_SECONDS = 5.0
 
 
@@ -102,7 +99,9 @@ class WatchedRun:
         self._lease = Lease(records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
-        self._stamps: dict[Path, tuple[int, float]] = {}
+        self._stamps = Stamps()
+        self._places = (f"{trace.path}/ranks", f"{trace.path}/end")
+        self._ranks: dict[int, RankStamps] = {}
         self.told: set[tuple[str, int]] = set()
         self._warned: set[str] = set()
         self._live = True
@@ -145,7 +144,7 @@ class WatchedRun:
     def _judge(self) -> list[Event]:
         if self.trace.source != self.trace.path:
             self.trace.refresh()  # what is judged grows when it is looked at
-        begun, ended = self._changed(self.trace.path / "ranks"), self._changed(self.trace.path / "end")
+        begun, ended = self._stamps.changed(self._places[0]), self._stamps.changed(self._places[1])
         if self.ended and not (begun and self.trace.live()):
             return []
         self.act |= self.ended  # it was started again while it is watched
@@ -154,17 +153,18 @@ class WatchedRun:
         if self._analysis is None:
             self._analysis = LiveAnalysis(self.trace, self.policy.specs)
             events.append(Begun(self.trace.source, self.trace.info.job_name, self.policy.specs))
-        folders = {rank: rank_folder(self.trace.path, "steps", rank) for rank in self.trace.ranks}
-        changed = [rank for rank, folder in folders.items() if self._changed(folder) or begun or ended]
+        if begun or not self._ranks:
+            self._ranks = {rank: RankStamps(self.trace.path, rank) for rank in self.trace.ranks} | self._ranks
+        changed = [rank for rank, stamps in self._ranks.items() if stamps.changed() or begun or ended]
         live = self._is_live(ask=begun or ended or not changed)
         self.trace.refresh()
         findings: list[Finding] = []
         if not live:
             findings = self._analysis.conclude()
-        elif changed:
-            findings = self._analysis.poll(changed)
+        elif changed or self._analysis.waits:
+            findings = self._analysis.poll(changed, live=True)
         if live and self._hangs:
-            findings = [*findings, *self._hangs.look(folders, changed)]
+            findings = [*findings, *self._hangs.look(self._ranks, changed)]
         if self.policy.study is not None:
             findings = [*findings, *self.policy.study.look(self.trace, live=live)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
@@ -219,16 +219,3 @@ class WatchedRun:
             self._live = self.trace.live()
             self._live_asked = now
         return self._live
-
-    def _changed(self, folder: Path) -> bool:
-        """Whether something may have appeared in a folder since this was last asked."""
-        try:
-            stamp = os.stat(folder).st_mtime_ns
-        except FileNotFoundError:
-            return self._stamps.pop(folder, None) is not None
-        now = time.monotonic()
-        known = self._stamps.get(folder)
-        if known is None or known[0] != stamp:
-            self._stamps[folder] = (stamp, now)
-            return True
-        return now - known[1] < _YOUNG_SECONDS

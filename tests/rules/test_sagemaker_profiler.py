@@ -172,7 +172,7 @@ def test_the_report_runs_all_rules_and_gives_their_numbers(tmp_path: Path) -> No
     assert "CPUBottleneck" in result.findings[0].message and "LowGPUUtilization" in result.findings[0].message
 
     report = ProfilerReport(settings=("CPUBottleneck_patience=100",))
-    for event in ProfileStream(Trace(run)).poll(None):
+    for event in ProfileStream(Trace(run)).poll(None, Trace(run).ranks):
         list(report.observe(event) if isinstance(event, Step) else report.sample(event))
     list(report.conclude())
     found = report.reports()
