@@ -421,6 +421,28 @@ def not_all_in_the_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(list(model.parameters())[2:], lr=1e-3)
 
 
+class CutOff(nn.Module):
+    """What the first layers see is detached from the loss: a debugging leftover."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(*list(cnn())[:7]), nn.Sequential(nn.ReLU(), nn.Linear(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).detach())
+
+
+class WithSpareHead(nn.Module):
+    """A head that the pretrained model brought along and nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.spare = cnn(), nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
 class LogOfSoftmax(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -torch.softmax(logits, 1).log()[torch.arange(len(labels)), labels].mean()
@@ -460,6 +482,7 @@ JOBS: tuple[Job, ...] = (
     Job("cnn clipped", classify(cnn, sgd(0.05), clip=0.5)),
     Job("cnn, one batch of garbage", classify(cnn, adam(2e-3), inputs=garbage(240))),
     Job("cnn clipped at every step", classify(cnn, adam(1e-3), clip=0.01)),
+    Job("cnn with a spare head", classify(WithSpareHead, adam(1e-3))),
     Job("cnn bfloat16", classify(cnn, adam(1e-3), autocast=True)),
     Job("cnn accumulating", classify(cnn, adam(1e-3), size=16, accumulate=4)),
     Job("cnn frozen backbone", classify(frozen_backbone, adam(1e-3))),
@@ -532,6 +555,7 @@ JOBS: tuple[Job, ...] = (
         classify(lambda: mlp(64, 64, 32, 10), not_all_in_the_optimizer),
         ("UnchangedTensor",),
     ),
+    Job("body cut off from the loss", classify(CutOff, adam(1e-3)), ("NoGradient",)),
     Job("labels shuffled", classify(cnn, sgd(0.01), data=shuffled), ("StalledLoss",)),
     Job(
         "few images by heart",

@@ -132,6 +132,10 @@ class ModelCapture:
         """Position of a module in the first forward pass; modules not called come after all others."""
         return self._order.get(module or "", len(self._order))
 
+    def ran(self, module: str | None) -> bool:
+        """Whether a module ran in the first forward pass, as far as that was watched."""
+        return not self._order or (module or "") in self._order
+
     def watch_order(self) -> None:
         """Learn the order in which modules run, from the next forward pass."""
         if self._order_handles:

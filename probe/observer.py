@@ -22,6 +22,7 @@ from stepwatch.probe.inputs import InputWatch
 from stepwatch.probe.loop import TrainingLoop
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
+from stepwatch.probe.roles import ParameterRoles
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.store.records import TensorInfo
@@ -97,6 +98,7 @@ class StepObserver:
         self._backward_wait = BackwardWait(self._steps.clock)
         self._inputs = InputWatch(self._steps.clock)
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
+        self._roles = ParameterRoles(self._tensors.models, self._optimizers)
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
         """How often this optimizer was seen to step."""
@@ -229,6 +231,8 @@ class StepObserver:
     def _see_update(
         self, record: OpenRecord, optimizer: torch.optim.Optimizer, *, weights: bool, gradients: bool
     ) -> bool:
+        if gradients:
+            self._roles.look(record, optimizer)
         held = None
         if gradients and len(self._optimizers) > 1:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -39,10 +39,11 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "LossNotDecreasing NoBetterThanGuessing",
         "UnboundedLoss": "ExplodingTensor SaturatedActivation",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
-        "DeadRelu": "NoBetterThanGuessing VanishingGradient UnchangedTensor StalledLoss ClassImbalance",
-        "SaturatedActivation": "NoBetterThanGuessing VanishingGradient UnchangedTensor StalledLoss "
+        "DeadRelu": "NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss ClassImbalance",
+        "SaturatedActivation": "NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss "
         "LossNotDecreasing ClassImbalance",
-        "VanishingGradient": "NoBetterThanGuessing UnchangedTensor StalledLoss ClassImbalance",
+        "VanishingGradient": "NoBetterThanGuessing NoGradient UnchangedTensor StalledLoss ClassImbalance",
+        "NoGradient": "UnchangedTensor StalledLoss NoBetterThanGuessing",
         "UnchangedTensor": "NoBetterThanGuessing StalledLoss",
         "StalledLoss": "NoBetterThanGuessing LossNotDecreasing ClassImbalance",
         "DeviceErrors": "Hang",

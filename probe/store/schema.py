@@ -125,6 +125,13 @@ EVAL_MODE_SCALAR = "stepwatch/updates_in_eval_mode"
 SKIPPED_SCALAR = "grad_scaler/skipped"
 """Scalar recorded by the hook: updates in a row that a GradScaler has left out."""
 
+PARAMETERS_SCALAR = "stepwatch/parameters"
+"""Scalar recorded by the hook once: of how many parameters it tells the role."""
+
+ROLE_QUANTITY = "role"
+"""Derived quantity of a parameter, where it does not take part in training and when that changes: [requires a gradient,
+is held by an optimizer, has had a gradient, belongs to a module that ran in the first forward pass], each 0 or 1."""
+
 SCALE_SCALAR = "grad_scaler/scale"
 """Scalar recorded by the hook at saved steps: the scale that a GradScaler goes on with."""
 

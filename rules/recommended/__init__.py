@@ -12,6 +12,7 @@ from stepwatch.rules.recommended.inputs import ConstantInput, InputNotNormalized
 from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
+from stepwatch.rules.recommended.parameters import NoGradient
 from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
@@ -36,6 +37,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     InputNotNormalized,
     PoorWeightInitialization,
     UnchangedTensor,
+    NoGradient,
     ModelInEvalMode,
     StalledLoss,
     LossNotDecreasing,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.recommended.parameters import Roles
 from stepwatch.rules.recommended.series import positive, spell
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Stats, Step, TensorSet
@@ -183,7 +184,7 @@ class UnchangedTensor(Rule):
     fires for weights that are so in all saved training steps from the first on, at least ``saved_steps`` of
     them over at least ``span`` optimizer steps, and have a gradient that is not zero in each. Frozen
     parameters have no gradient and are left alone; so are parameters behind a dead layer, whose gradient is
-    zero.
+    zero. Where the hook has recorded what the optimizer holds, the finding says which of the two it is.
 
     Args:
         saved_steps: saved steps without a change.
@@ -202,12 +203,14 @@ class UnchangedTensor(Rule):
         self._begin: NDArray[np.float64] | None = None
         self._still = np.zeros(0, np.intp)
         self._steps: list[int] = []
+        self._roles = Roles()
         self._fired = False
 
     def observe(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
         if step.stats is None or not step.training or self._fired:
             return
+        self._roles.observe(step)
         stats = step.stats
         weights, gradients = self._pairs_of(stats.tensors)
         if not len(weights):
@@ -231,13 +234,21 @@ class UnchangedTensor(Rule):
         every = len(stuck) == len(weights)
         which = "none of the weights has" if every else f"{names[0]} has not"
         others = f", nor have {len(names) - 1} others" if len(names) > 1 and not every else ""
+        unheld = [name for name in names if name in self._roles.unheld]
+        cause = ""
+        if unheld:
+            some = "" if len(unheld) == len(names) else f" {len(unheld)} of"
+            cause = f": no optimizer holds{some} {'it' if len(names) == 1 else 'them'}"
+        elif self._roles.known:
+            cause = "; the optimizer holds them: its updates are zero, or too small for the precision of the weights"
         return self.finding(
             step,
             first_step=self._steps[0],
             tensors=names[:_NAMED],
             value=len(names),
             threshold=0,
-            message=f"{which} changed in {step.step - self._steps[0]} steps{others}, although gradients reach them",
+            message=f"{which} changed in {step.step - self._steps[0]} steps{others}, although gradients reach "
+            f"{'it' if len(names) == 1 else 'them'}{cause}",
             suggestion="check the learning rate and its schedule, and that these parameters are in the "
             "optimizer's groups (layers added or replaced after it was made are not)",
             evidence={"series": names[:_NAMED], "column": "l2", "unit": "norm"},
