@@ -20,8 +20,8 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Head and rows, as text."""
 
 
-def profile_json(profile: Profile, summary: Summary) -> dict[str, Any]:
-    """JSON-compatible: which steps, and what they tell."""
+def about_json(profile: Profile) -> dict[str, Any]:
+    """JSON-compatible: which steps, and why they were profiled."""
     return {
         "rank": profile.rank,
         "first_step": profile.step,
@@ -30,8 +30,12 @@ def profile_json(profile: Profile, summary: Summary) -> dict[str, Any]:
         "reason": profile.reason,
         "paused_seconds": profile.paused_seconds,
         "trace": str(profile.trace),
-        "summary": summary.to_json(),
     }
+
+
+def profile_json(profile: Profile, summary: Summary) -> dict[str, Any]:
+    """The same, and what they tell."""
+    return {**about_json(profile), "summary": summary.to_json()}
 
 
 def heading(profile: Profile) -> str:
@@ -71,6 +75,24 @@ def device_sentences(summary: Summary) -> list[str]:
             text += f"; {100 * use.hidden_ns / use.collectives_ns:.0f} % of communication is hidden behind computation"
         found.append(text)
     return found
+
+
+def use_table(summaries: Sequence[Summary]) -> Table:
+    """How the devices of several ranks spent their time."""
+    head = ("rank", "device", "ms", "computing", "communicating alone", "moving memory", "idle", "waiting for the host")
+    return head, [
+        (
+            str(summary.rank),
+            str(use.device),
+            _milliseconds(use.span_ns),
+            *(
+                _share(part, use.span_ns)
+                for part in (use.computation_ns, use.communication_ns, use.memory_ns, use.idle_ns, use.host_ns)
+            ),
+        )
+        for summary in summaries
+        for use in summary.uses
+    ]
 
 
 def memory_sentences(summary: Summary) -> list[str]:
@@ -171,6 +193,11 @@ def shortened(name: str, length: int = _NAME) -> str:
         return name
     half = (length - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
+
+
+def print_ranks(out: Console, summaries: Sequence[Summary]) -> None:
+    """How the devices of several ranks spent their time, side by side."""
+    _print_table(out, "Devices of all ranks", use_table(summaries))
 
 
 def print_profile(out: Console, profile: Profile, summary: Summary, count: int) -> None:

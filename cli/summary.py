@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stepwatch.cli.profile import profile
+from stepwatch.cli.profiles import about_json
 from stepwatch.probe.store.labels import is_baseline, read_labels
+from stepwatch.probe.store.profiles import profiles_of
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 
@@ -43,6 +45,7 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
         "steps_per_second": 1e9 / median if median else None,
         "hook": _hook_cost(trace, steps),
         "profile": profile(trace),
+        "profiled": [about_json(each) for each in profiles_of(trace.path)],
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),

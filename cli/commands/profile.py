@@ -123,7 +123,7 @@ _SPELLED = {"running": "profiles", "done": "has profiled"}
 
 
 def _show(trace: Trace, step: int | None, ranks: tuple[int, ...], top: int, as_json: bool) -> None:
-    from stepwatch.cli.profiles import print_profile, profile_json
+    from stepwatch.cli.profiles import print_profile, print_ranks, profile_json
     from stepwatch.cli.render import console, print_json
     from stepwatch.probe.store.profiles import profiles_of
 
@@ -141,10 +141,13 @@ def _show(trace: Trace, step: int | None, ranks: tuple[int, ...], top: int, as_j
         print_json([profile_json(profile, profile.summary()) for profile in shown])
         return
     out = console()
-    for number, profile in enumerate(shown):
+    summaries = [profile.summary() for profile in shown]
+    for number, (profile, summary) in enumerate(zip(shown, summaries, strict=True)):
         if number:
             out.print()
-        print_profile(out, profile, profile.summary(), top)
+        print_profile(out, profile, summary, top)
+    if len(shown) > 1:
+        print_ranks(out, summaries)
     if len(known) > 1:
         out.print(f"\nprofiles begin at steps {_listed(known)}; --at shows another", style="dim")
 

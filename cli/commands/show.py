@@ -55,6 +55,9 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
         values = [float(value) for value in series["values"]]
         line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
         out.print(line, markup=False)
+    for each in summary["profiled"]:
+        steps = f"{each['steps']} step{'s' if each['steps'] != 1 else ''} from {each['first_step']}"
+        out.print(f"profiled: rank {each['rank']}, {steps}; stepwatch profile shows them", markup=False)
     _print_tensors(out, summary["tensors"], everything=tensors is not None)
     for row in summary["findings"]:
         done = "; ".join(f"{a['action']}: {a['detail']}" for a in row["actions"])

@@ -16,6 +16,7 @@ from stepwatch.cli.report.boosting import boosting_parts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series
 from stepwatch.cli.report.document import document
 from stepwatch.cli.report.profile import machine_parts, time_parts
+from stepwatch.cli.report.profiled import profiled_parts, recorded_stacks
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.layout import write_atomically
@@ -80,6 +81,7 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
             heats.append({"key": collection, "title": title, "unit": unit, "layers": len(content.layers)})
     parts = {
         "times": time_parts(trace, findings),
+        "profiled": profiled_parts(trace),
         "boosting": boosting_parts(trace, rank),
         "machine": machine_parts(trace, machine, findings),
     }
@@ -98,6 +100,7 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
         "scalars": [{"key": f"scalar{i}", "name": name} for i, (name, _) in enumerate(scalars)],
         "heats": heats,
         "parts": parts,
+        "stacks": recorded_stacks(trace),
         "recorded": _recorded(trace, rank),
         "reservations": [*analysis.notes, *analysis.warnings, *_counters(analysis)],
         "versions": trace.info.versions,

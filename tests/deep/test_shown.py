@@ -1,0 +1,60 @@
+"""Profiles and stacks in the report and in ``show``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepwatch.cli.main import main
+from stepwatch.probe.store.kineto.importing import import_kineto
+from stepwatch.probe.store.profiles import profiles_of
+from tests.deep import made_up
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported")
+    files = [made_up.write(folder / f"{rank}.json", 4, 8, rank, world_size=2) for rank in range(2)]
+    import_kineto(files, folder / "run")
+    return folder / "run"
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    return int(exit.value.code or 0)
+
+
+def test_the_report_has_the_profiled_steps(run: Path, tmp_path: Path) -> None:
+    assert command("report", run, "-o", tmp_path / "report.html") in (0, 1)
+    page = (tmp_path / "report.html").read_text()
+    for text in ("Profiled steps", "Steps of rank 0, steps 10 to 13", "Devices of all ranks", "ncclDevKernel", "3 GiB"):
+        assert text in page
+    assert "Where it stood still" not in page
+
+
+def test_a_trace_that_is_gone_leaves_the_report_whole(run: Path, tmp_path: Path) -> None:
+    profile = profiles_of(run)[0]
+    kept = profile._file("summary.json")
+    content, trace = kept.read_text(), profile.trace.read_text()
+    try:
+        kept.unlink()
+        profile.trace.write_text("{}")
+        assert command("report", run, "-o", tmp_path / "report.html") in (0, 1)
+        assert "It cannot be shown" in (tmp_path / "report.html").read_text()
+        kept.write_text('{"version": 1, "steps": 3}')  # a summary that is none is made anew
+        profile.trace.write_text(trace)
+        profile.summary()
+        assert json.loads(kept.read_text()) == json.loads(content)
+    finally:
+        kept.write_text(content)
+        profile.trace.write_text(trace)
+
+
+def test_show_names_the_profiles(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("show", run) == 0
+    assert "profiled: rank 1, 4 steps from 10" in capsys.readouterr().out
+    assert command("show", run, "--json") == 0
+    assert [each["rank"] for each in json.loads(capsys.readouterr().out)["profiled"]] == [0, 1]
