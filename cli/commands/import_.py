@@ -16,7 +16,7 @@ from stepwatch.cli import errors
 def command(sources: tuple[Path, ...], run: Path | None) -> None:
     """Turn what other tools wrote into a RUN.
 
-    SOURCE is a directory that smdebug wrote; a log of scalars: a CSV or JSONL file, the trainer_state.json of a
+    SOURCE is a directory that smdebug, or SageMaker's profiler, wrote; a log of scalars: a CSV or JSONL file, the trainer_state.json of a
     Hugging Face Trainer, a TensorBoard event file or a directory of them; or what torch.profiler exported (.json,
     .json.gz), one file for each rank, or a directory of them.
 
@@ -27,6 +27,8 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
     from stepwatch.probe.store.reader import Trace
     from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
     from stepwatch.probe.store.smdebug.importing import import_smdebug
+    from stepwatch.probe.store.smdebug.profiler import is_profiler_directory
+    from stepwatch.probe.store.smdebug.profiling import ProfilerImporter
     from stepwatch.rules.scalar_logs import import_log
 
     if run is None:
@@ -34,6 +36,15 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
         sources = tuple(rest)
     if not sources:
         errors.fail("import takes what is imported, and the run that it becomes: SOURCE... RUN")
+    if len(sources) == 1 and not is_smdebug_directory(sources[0]) and is_profiler_directory(sources[0]):
+        profiled = ProfilerImporter(sources[0], run)
+        profiled.poll()
+        profiled.finish()
+        trace = Trace(run)
+        steps = trace.table("steps", columns=["step"]).num_rows
+        nodes = _counted(len(trace.nodes), "node")
+        click.echo(f"{run}: {steps} steps of {_counted(len(trace.ranks), 'process')}, samples of {nodes}")
+        return
     files = [kineto_files(source) for source in sources]
     if any(files):
         for source, found in zip(sources, files, strict=True):
@@ -57,4 +68,5 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
 
 
 def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number} {what}{plural if number != 1 else ''}"

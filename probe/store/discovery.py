@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stepwatch.probe.store.errors import TraceError
-from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
+from stepwatch.probe.store.smdebug.profiler import is_importable
 
-_MARKS = frozenset(("collections", "index"))
+_MARKS = frozenset(("collections", "index", "system", "framework"))
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory says that it is a run, or that smdebug wrote it."""
-    return (path / "run.json").is_file() or is_smdebug_directory(path)
+    """Whether a directory says that it is a run, or that smdebug or SageMaker's profiler wrote it."""
+    return (path / "run.json").is_file() or is_importable(path)
 
 
 def runs_below(folder: Path, *, of_smdebug: bool = False) -> Iterator[Path]:
@@ -26,7 +26,7 @@ def runs_below(folder: Path, *, of_smdebug: bool = False) -> Iterator[Path]:
         of_smdebug: with directories that smdebug wrote.
     """
     for path, folders, files in os.walk(folder):
-        if "run.json" in files or (of_smdebug and _MARKS.intersection(folders) and is_smdebug_directory(Path(path))):
+        if "run.json" in files or (of_smdebug and _MARKS.intersection(folders) and is_importable(Path(path))):
             folders.clear()
             yield Path(path)
         folders.sort()

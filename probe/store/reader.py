@@ -28,7 +28,7 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.runinfo import EndInfo, read_run_info
 from stepwatch.probe.store.schema import STAT_COLUMNS, STEP_TABLES, TABLES
 from stepwatch.probe.store.shards import combine
-from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
+from stepwatch.probe.store.smdebug.profiler import is_importable
 
 log = logging.getLogger("stepwatch")
 
@@ -56,7 +56,7 @@ class Trace:
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.source = self.path = Path(run_dir)
         self._grow: Callable[[Path], None] = remote.refresh
-        if not (self.path / "run.json").exists() and is_smdebug_directory(self.path):
+        if not (self.path / "run.json").exists() and is_importable(self.path):
             from stepwatch.probe.store.smdebug import converted
 
             self.path = converted.converted(self.path.resolve())

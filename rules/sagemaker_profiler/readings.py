@@ -30,7 +30,9 @@ class Gpus:
             yield (sample.node, device), value
 
     def memory(self, sample: Sample) -> Iterator[tuple[Key, float]]:
-        """Percent of each GPU's memory that is in use."""
+        """Percent of each GPU's memory that is in use; SageMaker's own files say it themselves."""
+        for device, percent in sample.of("memory_used_percent"):
+            yield (sample.node, device), percent
         for device, total in sample.of("memory_total_bytes"):
             self._totals[sample.node, device] = total
         for device, used in sample.of("memory_used_bytes"):

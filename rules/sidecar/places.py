@@ -9,7 +9,7 @@ from pathlib import Path
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.layout import write_json
 from stepwatch.probe.store.rankfile import read_json
-from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
+from stepwatch.probe.store.smdebug.profiler import is_importable
 
 _MARKER = ".stepwatch-watch.json"
 
@@ -27,7 +27,7 @@ def records_of(run_dir: Path, run_id: str, state_dir: Path) -> Path:
     Raises:
         OSError: the state directory cannot be written.
     """
-    if os.access(run_dir, os.W_OK) and not is_smdebug_directory(run_dir):
+    if os.access(run_dir, os.W_OK) and not is_importable(run_dir):
         return run_dir
     records = state_dir / "runs" / run_id
     records.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
 from stepwatch.probe.store.smdebug.importing import Importer
+from stepwatch.probe.store.smdebug.profiling import ProfilerImporter
 
-_growing: dict[Path, Importer] = {}
+_growing: dict[Path, Importer | ProfilerImporter] = {}
 
 
 @functools.cache
@@ -23,9 +25,19 @@ def converted(source: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="stepwatch-"))
     run = folder / source.name
     atexit.register(_remove, run)
-    _growing[run] = Importer(source, run)
+    _growing[run] = importer(source, run)
     refresh(run)
     return run
+
+
+def importer(source: Path, destination: Path) -> Importer | ProfilerImporter:
+    """What turns a directory that smdebug, or SageMaker's profiler, wrote into a run.
+
+    Raises:
+        TraceError: the destination holds something.
+    """
+    kind = Importer if is_smdebug_directory(source) else ProfilerImporter
+    return kind(source, destination)
 
 
 def refresh(run: Path) -> None:
@@ -34,22 +46,22 @@ def refresh(run: Path) -> None:
     Raises:
         TraceError: what came cannot be read.
     """
-    importer = _growing.get(run)
-    if importer is None:
+    growing = _growing.get(run)
+    if growing is None:
         return
-    live = importer.directory.live()  # asked first: what is read then is all there is
+    live = growing.directory.live()  # asked first: what is read then is all there is
     try:
-        importer.poll()
+        growing.poll()
     except BaseException:
         del _growing[run]
         raise
     if not live:
-        importer.finish()
+        growing.finish()
         del _growing[run]
 
 
 def _remove(run: Path) -> None:
-    importer = _growing.pop(run, None)
-    if importer is not None:
-        importer.finish()
+    growing = _growing.pop(run, None)
+    if growing is not None:
+        growing.finish()
     shutil.rmtree(run.parent, ignore_errors=True)
