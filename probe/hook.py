@@ -76,7 +76,8 @@ class Hook(StepObserver):
         reduction_config: ``ReductionConfig(save_raw_tensor=True)`` saves whole tensors beside statistics.
         overhead_budget: share of the step time that saving may cost where no interval is given.
         rules: names of rules or rule sets to judge with in this process (e.g. ``"recommended"``).
-        actions: what to do about findings: ``"stop"``, ``"log"``, a webhook's URL, or action objects.
+        actions: what to do about findings: ``"stop"``, ``"profile"`` three steps where they are slow, ``"log"``, a
+            webhook's URL, or action objects.
         checkpoint: called with the step before the job is stopped; returns the path it wrote, or None.
         stop: how to stop at a step boundary: ``"raise"`` TrainingStopped from ``optimizer.step()``,
             ``"flag"`` (set :attr:`should_stop`), or a callable that gets the reason.

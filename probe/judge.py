@@ -13,6 +13,7 @@ from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.profiler.base import Layouts
+from stepwatch.rules.profiler.profiling import profile_when_slow
 from stepwatch.rules.service.actions import configured_actions
 from stepwatch.rules.step import StepBuilder
 
@@ -24,7 +25,7 @@ class Judge:
         run_dir: where findings are recorded.
         rank: the rank of this process.
         rules: names of rules or rule sets.
-        actions: "stop", "log", URLs of webhooks, or action objects.
+        actions: "stop", "profile", "log", URLs of webhooks, or action objects.
         stop: asks the hook to stop the job.
         suspect: told when something was found while the job goes on.
 
@@ -98,10 +99,14 @@ class Judge:
 def _action(action: str | Action, stop: Callable[[str], None]) -> Action:
     if action == "stop":
         return StopAction(stop)
+    if action == "profile":
+        return profile_when_slow()
     if action == "log":
         return LogAction()
     if isinstance(action, str):
         if action.startswith(("http://", "https://")):
             return WebhookAction(action)
-        raise ValueError(f"action {action!r} is unknown; expected 'stop', 'log', a webhook's URL or an action object")
+        raise ValueError(
+            f"action {action!r} is unknown; expected 'stop', 'profile', 'log', a webhook's URL or an action object"
+        )
     return action

@@ -39,6 +39,7 @@ _SECONDS = click.FloatRange(min=0)
 @RULES
 @SETTINGS
 @click.option("--stop", "stop", is_flag=True, help="Stop a job when an error is found: ask, SIGTERM, SIGKILL.")
+@click.option("--profile", is_flag=True, help="Have a job profile three steps when a rule finds them slow.")
 @click.option("--answer", type=_SECONDS, default=60.0, show_default=True, help="Seconds to wait for the job's answer.")
 @click.option("--grace", type=_SECONDS, default=30.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")
 @click.option("--scheduler", is_flag=True, help="End a job that does not answer through its scheduler first.")
@@ -89,6 +90,7 @@ def command(
     rules: tuple[str, ...],
     settings: tuple[str, ...],
     stop: bool,
+    profile: bool,
     answer: float,
     grace: float,
     scheduler: bool,
@@ -120,15 +122,17 @@ def command(
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
     from stepwatch.rules.telling.courier import Courier
 
-    if policy and (rules or settings or stop or webhook or notify or quiet or study):
-        errors.fail("--policy says it all: --rules, --set, --stop, --webhook, --notify, --quiet, --study go there")
+    if policy and (rules or settings or stop or profile or webhook or notify or quiet or study):
+        errors.fail(
+            "--policy says it all: --rules, --set, --stop, --profile, --webhook, --notify, --quiet, --study go there"
+        )
     courier = Courier((state or default_state_dir()) / "outbox")
     file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
     stopping = (
         DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
     )
-    always = None if file else _policy(rules, settings, stopping, stop, spellings, quiet, study, courier)
+    always = None if file else _policy(rules, settings, stopping, stop, profile, spellings, quiet, study, courier)
     out = console() if form == "text" else console(sys.stderr)
     if check:
         _explain(out, directories, file, always)
@@ -190,6 +194,7 @@ def _policy(
     settings: tuple[str, ...],
     stopping: Action,
     stop: bool,
+    profile: bool,
     spellings: list[str],
     quiet: tuple[str, ...],
     study: str | None,
@@ -198,6 +203,7 @@ def _policy(
     """What the options say, for every run."""
     from stepwatch.rules.actions import ForRules
     from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.profiler.profiling import profile_when_slow
     from stepwatch.rules.service.actions import configured_actions
     from stepwatch.rules.sidecar.policy import Policy
     from stepwatch.rules.study.study import RULE as UNPROMISING
@@ -211,6 +217,8 @@ def _policy(
     actions: list[Action] = [NotifyAction(outboxes, quiet=QuietHours(quiet))] if outboxes else []
     if stop:
         actions.append(stopping)
+    if profile:
+        actions.append(profile_when_slow())
     actions += configured_actions(specs, None if stop else stopping)
     if study is not None:
         actions.append(ForRules(stopping, [UNPROMISING]))
