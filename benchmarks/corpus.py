@@ -373,6 +373,112 @@ def scaled(factor: float) -> Callable[[Any], Any]:
     return lambda d: (d[0] * factor, d[1], d[2] * factor, d[3])
 
 
+def in_order(data: Any) -> Any:
+    """Sorted by class, as a folder of folders is read."""
+    x, y, eval_x, eval_y = data
+    order = y.argsort()
+    return x[order], y[order], eval_x, eval_y
+
+
+def one_image_for_all(data: Any) -> Any:
+    x, y, eval_x, eval_y = data
+    return x[:1].expand_as(x), y, eval_x, eval_y
+
+
+def one_entry_missing(data: Any) -> Any:
+    x, y, eval_x, eval_y = data
+    x = x.clone()
+    x[1200, 0, 3, 3] = math.nan
+    return x, y, eval_x, eval_y
+
+
+def from_loader(
+    take: Callable[[Any], Iterator[Any]], *, shuffle: bool = True, size: int = 64
+) -> Callable[[int, Path, int], None]:
+    """Trains on what ``take`` makes of a DataLoader."""
+
+    def train(seed: int, run: Path, interval: int) -> None:
+        torch.manual_seed(seed)
+        x, y, _, _ = digits(seed)
+        data = torch.utils.data.TensorDataset(x, y)
+        feed = take(torch.utils.data.DataLoader(data, batch_size=size, shuffle=shuffle, drop_last=True))
+        model, loss_fn = cnn(), nn.CrossEntropyLoss()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with hook(run, model, optimizer, loss_fn, interval):
+            for _ in range(200):
+                images, labels = next(feed)
+                optimizer.zero_grad()
+                loss_fn(model(images), labels).backward()
+                optimizer.step()
+
+    return train
+
+
+def all_batches(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def first_batches(loader: Any) -> Iterator[Any]:
+    while True:
+        yield next(iter(loader))
+
+
+def few_classes_a_batch(seed: int, run: Path, interval: int) -> None:
+    """Batches of 4 classes by 16 images, as metric learning draws them."""
+    torch.manual_seed(seed)
+    x, y, _, _ = digits(seed)
+    of = [torch.nonzero(y == c).flatten() for c in range(10)]
+    model, loss_fn = cnn(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with hook(run, model, optimizer, loss_fn, interval):
+        for _ in range(STEPS):
+            chosen = torch.cat([of[c][torch.randint(len(of[c]), (16,))] for c in torch.randperm(10)[:4].tolist()])
+            optimizer.zero_grad()
+            loss_fn(model(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+
+
+def normalised_inside() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(1), *cnn())
+
+
+class Pixels(nn.Module):
+    """Divides by itself, as many published models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = cnn()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body((images - 80.0) / 100.0)
+
+
+def pretrained_encoder() -> nn.Module:
+    """Its dropout is in eval mode, as that of a loaded model is, and nobody calls train()."""
+    encoder = mlp(64, 128, 64, dropout=0.5)
+    return nn.Sequential(encoder.eval(), nn.ReLU(), nn.Linear(64, 10))
+
+
+def stay_as_built(make_model: Callable[[], nn.Module]) -> Callable[[int, Path, int], None]:
+    """Trains without ever calling train() or eval()."""
+
+    def train(seed: int, run: Path, interval: int) -> None:
+        torch.manual_seed(seed)
+        x, y, _, _ = digits(seed)
+        model, loss_fn = make_model(), nn.CrossEntropyLoss()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        feed = batches(len(y), 64)
+        with hook(run, model, optimizer, loss_fn, interval):
+            for _ in range(200):
+                chosen = next(feed)
+                optimizer.zero_grad()
+                loss_fn(model(x[chosen]), y[chosen]).backward()
+                optimizer.step()
+
+    return train
+
+
 def shuffled(data: Any) -> Any:
     x, y, eval_x, eval_y = data
     return x, y[torch.randperm(len(y))], eval_x, eval_y
@@ -509,7 +615,38 @@ JOBS: tuple[Job, ...] = (
     Job("recommender", recommend),
     Job("fine-tuning", fine_tune),
     Job("curriculum", curriculum),
+    Job("raw pixels behind a batch norm", classify(normalised_inside, adam(1e-3), data=scaled(255.0))),
+    Job("raw pixels that the model scales", classify(Pixels, adam(1e-3), data=scaled(255.0))),
+    Job("loader", from_loader(all_batches)),
+    Job("loader, not shuffled", from_loader(all_batches, shuffle=False, size=320)),
+    Job("loader begun anew, shuffled", from_loader(first_batches)),
+    Job("loader of one batch", from_loader(all_batches, size=1437)),
+    Job("few classes a batch", few_classes_a_batch),
+    Job(
+        "cosine that ends when nothing is left", classify(cnn, adam(2e-3), schedule=lambda s: max(1e-3, cosine(2 * s)))
+    ),
     # mistakes
+    Job("raw pixels", classify(cnn, sgd(0.01), data=scaled(255.0)), ("InputNotNormalized",)),
+    Job(
+        "raw pixels, sigmoid",
+        classify(lambda: mlp(64, 64, 10, act=nn.Sigmoid), sgd(0.05), data=scaled(255.0)),
+        ("InputNotNormalized",),
+    ),
+    Job("one entry missing", classify(cnn, adam(1e-3), data=one_entry_missing), ("NonFiniteInput",)),
+    Job("one image for all", classify(cnn, adam(1e-3), data=one_image_for_all), ("ConstantInput",)),
+    Job("sorted by class", classify(cnn, sgd(0.05), data=in_order, shuffle=False), ("LabelsInOrder",)),
+    Job("first batch again and again", from_loader(first_batches, shuffle=False), ("RepeatedBatch",)),
+    Job("encoder left in eval mode", stay_as_built(pretrained_encoder), ("PartInEvalMode",)),
+    Job(
+        "cosine five times too short",
+        classify(
+            lambda: mlp(64, 64, 10),
+            sgd(0.02),
+            schedule=lambda s: max(1e-4, 0.5 * (1 + math.cos(math.pi * min(1.0, s / 80)))),
+        ),
+        ("LearningRateDecayedEarly",),
+    ),
+    Job("rate that grows", classify(cnn, sgd(1e-4), schedule=lambda s: 1.03**s), ("LearningRateGrowing", *BAD)),
     Job("rate 100 times too high", classify(cnn, sgd(5.0)), (*BAD, "DeadRelu", "OscillatingLoss", "StalledLoss")),
     Job("rate too high, mlp", classify(lambda: mlp(64, 64, 10), sgd(20.0)), (*BAD, "DeadRelu", "OscillatingLoss")),
     Job("rate too high, regression", regress(30.0), (*BAD, "OscillatingLoss")),

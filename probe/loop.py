@@ -1,15 +1,23 @@
-"""Mistakes of the training loop that no statistic shows: gradients that nothing resets, a model left in eval mode."""
+"""Mistakes of the training loop that no statistic shows: gradients that nothing resets, what was left in eval mode."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.recorder import OpenRecord
-from stepwatch.probe.store.schema import EVAL_MODE_SCALAR, KEPT_GRADIENTS_SCALAR
+from stepwatch.probe.store.schema import (
+    EVAL_MODE_SCALAR,
+    KEPT_GRADIENTS_SCALAR,
+    LEFT_IN_EVAL_QUANTITY,
+    PART_IN_EVAL_SCALAR,
+)
 
 _MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
@@ -26,6 +34,7 @@ class TrainingLoop:
         self._watched: dict[torch.optim.Optimizer, _KeptGradient] = {}
         self._mode_dependent: list[nn.Module] | None = None
         self._in_eval_mode = 0
+        self._parts: _PartsInEvalMode | None = None
         self._told = False
 
     def backward_begins(self) -> None:
@@ -44,7 +53,14 @@ class TrainingLoop:
         if not record.due:
             return
         updates = max(each.updates for each in self._watched.values())
-        for name, count in ((KEPT_GRADIENTS_SCALAR, updates), (EVAL_MODE_SCALAR, self._in_eval_mode)):
+        if self._parts is None:
+            self._parts = _PartsInEvalMode(models)
+        counts = {
+            KEPT_GRADIENTS_SCALAR: updates,
+            EVAL_MODE_SCALAR: self._in_eval_mode,
+            PART_IN_EVAL_SCALAR: self._parts.look(record),
+        }
+        for name, count in counts.items():
             if count or not self._told:
                 record.add_scalar(name, float(count))
         self._told = True
@@ -60,6 +76,63 @@ class TrainingLoop:
                 if isinstance(module, _MODE_DEPENDENT) and getattr(module, "p", 1) > 0
             ]
         return bool(self._mode_dependent) and not any(module.training for module in self._mode_dependent)
+
+
+class _PartsInEvalMode:
+    """Dropout and batch norm layers in eval mode although their model is in train mode and what they serve is trained.
+
+    Two things look like it and are meant: all batch norms of a model frozen, and frozen parameters with their layers.
+    A batch norm counts only where it was in train mode before.
+    """
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        self._dropouts: list[_Layer] = []
+        self._norms: list[_Layer] = []
+        self._were_training: set[nn.Module] = set()
+        self._since: int | None = None
+        for model in models:
+            inside = {child: parent for parent in model.modules() for child in parent.children()}
+            for path, module in model.named_modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+                    self._dropouts.append(_Layer(model, path, module, inside.get(module, model)))
+                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    serves = module if module.affine else inside.get(module, model)
+                    self._norms.append(_Layer(model, path, module, serves))
+
+    def look(self, record: OpenRecord) -> int:
+        """Updates in a row with such layers, as far as saved steps show; which they are is recorded."""
+        left = [layer for layer in self._dropouts if layer.is_left()]
+        norms = [layer for layer in self._norms if layer.module in self._were_training and layer.is_left()]
+        if len(norms) < len(self._norms) or left:
+            left += norms
+        self._were_training.update(layer.module for layer in self._norms if layer.module.training)
+        if not left:
+            self._since = None
+            return 0
+        self._since = record.step if self._since is None else self._since
+        counts = np.array([len(left), len(self._dropouts) + len(self._norms)], dtype=np.float64)
+        record.add_derived(_common_path([layer.path for layer in left]), LEFT_IN_EVAL_QUANTITY, lambda: counts)
+        return record.step - self._since + 1
+
+
+class _Layer(NamedTuple):
+    """A layer that does something else in eval mode, and the module whose parameters it is there for."""
+
+    model: nn.Module
+    path: str
+    module: nn.Module
+    serves: nn.Module
+
+    def is_left(self) -> bool:
+        trained = self.model.training and not self.module.training
+        return trained and any(parameter.requires_grad for parameter in self.serves.parameters())
+
+
+def _common_path(paths: list[str]) -> str:
+    """The module that all of these are in, or one of them is; "" for the model itself."""
+    parts = [path.split(".") for path in paths]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
+    return ".".join(names[0] for names in shared)
 
 
 class _KeptGradient:

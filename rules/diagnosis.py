@@ -32,6 +32,7 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "UpdatesSkipped": "LossScaleCollapse StalledLoss LossNotDecreasing UnchangedTensor",
         "LossScaleCollapse": "UpdatesSkipped StalledLoss LossNotDecreasing NoBetterThanGuessing",
         "ClippingAlwaysActive": "StalledLoss UnchangedTensor NoBetterThanGuessing",
+        "PartInEvalMode": "Overfit",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
         "ExplodingTensor": "UpdatesSkipped LossScaleCollapse DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",

@@ -122,6 +122,12 @@ KEPT_GRADIENTS_SCALAR = "stepwatch/updates_without_reset"
 EVAL_MODE_SCALAR = "stepwatch/updates_in_eval_mode"
 """Scalar recorded by the hook: updates in a row with all dropout and batch norm layers in eval mode."""
 
+PART_IN_EVAL_SCALAR = "stepwatch/updates_with_a_part_in_eval_mode"
+"""Scalar recorded by the hook: updates in a row with a part of a model left in eval mode that should not be."""
+
+LEFT_IN_EVAL_QUANTITY = "left_in_eval"
+"""Derived quantity of such a part, by its path: dropout and batch norm layers in eval mode, all of the model."""
+
 SKIPPED_SCALAR = "grad_scaler/skipped"
 """Scalar recorded by the hook: updates in a row that a GradScaler has left out."""
 

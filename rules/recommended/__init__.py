@@ -9,7 +9,13 @@ from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
 from stepwatch.rules.recommended.inputs import ConstantInput, InputNotNormalized, NonFiniteInput
-from stepwatch.rules.recommended.loop import GradientsNotReset, ModelInEvalMode, UpdatesSkipped, ZeroLearningRate
+from stepwatch.rules.recommended.loop import (
+    GradientsNotReset,
+    ModelInEvalMode,
+    PartInEvalMode,
+    UpdatesSkipped,
+    ZeroLearningRate,
+)
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.parameters import NoGradient
@@ -39,6 +45,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     UnchangedTensor,
     NoGradient,
     ModelInEvalMode,
+    PartInEvalMode,
     StalledLoss,
     LossNotDecreasing,
     LossSpike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,7 +32,28 @@ class Inputs(StatColumns):
         self.identical = table[:, _COLUMNS + 1] > 0
 
 
-class NonFiniteInput(Rule):
+class _InputRule(Rule):
+    """Looks at all inputs of a saved training step."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._names: set[str] = set()
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        if not step.training or not step.derived:
+            return
+        inputs = Inputs(step)
+        if inputs.names:
+            self._steps.append(step.step)
+            self._names.update(inputs.names)
+            yield from self._judge(step, inputs)
+
+    @abstractmethod
+    def _judge(self, step: Step, inputs: Inputs) -> Iterator[Finding]: ...
+
+
+class NonFiniteInput(_InputRule):
     """The model was given NaN or infinity, and its loss or gradients came out so: the data is the cause.
 
     Inputs are looked at at saved steps and, where the loss is known on the host (on the CPU), at the very step whose
@@ -40,19 +62,10 @@ class NonFiniteInput(Rule):
     """
 
     def __init__(self) -> None:
-        self._steps: list[int] = []
-        self._names: set[str] = set()
+        super().__init__()
         self._fired = False
 
-    def observe(self, step: Step) -> Iterator[Finding]:
-        """See the base class."""
-        if not step.training or not step.derived:
-            return
-        inputs = Inputs(step)
-        if not inputs.names:
-            return
-        self._steps.append(step.step)
-        self._names.update(inputs.names)
+    def _judge(self, step: Step, inputs: Inputs) -> Iterator[Finding]:
         mask = (inputs.n_nan == 0) & (inputs.min == 0) & (inputs.max == 0)
         bad = np.where(mask, 0, inputs.n_nan + inputs.n_inf)
         if self._fired or not bad.any() or not _is_broken(step):
@@ -89,7 +102,7 @@ def _is_broken(step: Step) -> bool:
     return bool((step.stats.n_nan[rows] + step.stats.n_inf[rows]).any())
 
 
-class ConstantInput(Rule):
+class ConstantInput(_InputRule):
     """All samples of a batch are the same: the model can learn nothing but one answer for all.
 
     It fires where in each of the last ``patience`` saved training steps, and for every tensor that a model is called
@@ -104,22 +117,13 @@ class ConstantInput(Rule):
     def __init__(self, *, patience: int = 20) -> None:
         if patience < 2:
             raise ValueError(f"patience is {patience}; expected 2 or more")
+        super().__init__()
         self.patience = patience
-        self._steps: list[int] = []
-        self._names: set[str] = set()
         self._since: dict[str, list[int]] = {}
         self._longest = 0
         self._fired = False
 
-    def observe(self, step: Step) -> Iterator[Finding]:
-        """See the base class."""
-        if not step.training or not step.derived:
-            return
-        inputs = Inputs(step)
-        if not inputs.names:
-            return
-        self._steps.append(step.step)
-        self._names.update(inputs.names)
+    def _judge(self, step: Step, inputs: Inputs) -> Iterator[Finding]:
         models: dict[str, list[int]] = {}
         for row, name in enumerate(inputs.names):
             models.setdefault(name.rpartition("_input_")[0], []).append(row)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
-from stepwatch.probe.store.schema import EVAL_MODE_SCALAR, KEPT_GRADIENTS_SCALAR, SKIPPED_SCALAR
+from stepwatch.probe.store.schema import (
+    EVAL_MODE_SCALAR,
+    KEPT_GRADIENTS_SCALAR,
+    LEFT_IN_EVAL_QUANTITY,
+    PART_IN_EVAL_SCALAR,
+    SKIPPED_SCALAR,
+)
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
@@ -122,6 +129,37 @@ class ModelInEvalMode(_UpdatesInARow):
         "learns no statistics"
     )
     suggestion = "call model.train() after every evaluation"
+
+
+class PartInEvalMode(_UpdatesInARow):
+    """A part of the model was left in eval mode while it is trained: its dropout and batch norm do not work there.
+
+    The usual causes are a pretrained part that is handed over in eval mode, of which no ``model.train()`` is called,
+    and an ``encoder.eval()`` that nothing takes back. Counted at saved steps are dropout layers in eval mode, and batch
+    norms that were in train mode before, in a model that is in train mode, where the parameters that they serve are
+    trained. Frozen parts do not count, nor does a model all of whose batch norms are frozen.
+
+    Args:
+        updates: updates in a row that make it certain, at least 2.
+    """
+
+    severity = Severity.WARNING
+    scalar = PART_IN_EVAL_SCALAR
+    message = (
+        "dropout and batch norm layers of the model were in eval mode in the last {count} updates, although it is in "
+        "train mode and the parameters that they serve are trained"
+    )
+    suggestion = "call model.train() on the whole model before the first step and after every evaluation of a part"
+
+    def observe(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        for finding in super().observe(step):
+            parts = {
+                name: count for (name, quantity), count in step.derived.items() if quantity == LEFT_IN_EVAL_QUANTITY
+            }
+            path, (left, layers) = next(iter(parts.items()))
+            where = f"{path or 'all over the model'}: {left:.0f} of the {layers:.0f} {finding.message}"
+            yield replace(finding, tensors=(path,) if path else (), message=where)
 
 
 class UpdatesSkipped(_UpdatesInARow):

@@ -26,12 +26,14 @@ class _Weights:
         tensors: the tensors of the step.
         rows: those of them that are weights or biases recorded in full.
         values: float32 [rows, 4]: smallest, largest, norm, largest magnitude.
+        gradients: norms of all gradients of the step.
     """
 
     step: int
     tensors: TensorSet
     rows: NDArray[np.intp]
     values: NDArray[np.float32]
+    gradients: NDArray[np.float32]
 
 
 @dataclass
@@ -44,6 +46,7 @@ class _Replica:
         equal: whether each was equal at some step.
         apart: compared steps in a row at which each was equal no more.
         since: the first of these steps.
+        local: share of the gradients that differed when all weights were equal last; None where that is not known.
     """
 
     waiting: deque[_Weights] = field(default_factory=lambda: deque(maxlen=_EVERY_STEP))
@@ -54,6 +57,7 @@ class _Replica:
     equal: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     apart: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     since: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    local: float | None = None
     said: bool = False
 
 
@@ -63,7 +67,8 @@ class ReplicaDrift(Rule):
     Of every weight and bias that a rank and rank 0 recorded in full, the smallest and largest entry and the norm are
     compared at the same saved step. Replicas that average their gradients agree to the last bit; tensors that agreed
     once and differ for good are trained apart. What never agreed (pipeline stages, ensembles) is not compared. Of the
-    first 256 saved training steps each is looked at, of later ones fewer the later they are.
+    first 256 saved training steps each is looked at, of later ones fewer the later they are. Gradients that differed
+    while the weights were equal were not averaged, which names the cause: DistributedDataParallel was bypassed.
 
     Args:
         tolerance: difference that rounding does not explain, as a share of the largest magnitude, above 0.
@@ -101,7 +106,8 @@ class ReplicaDrift(Rule):
         stats = step.stats
         columns = [stats.min, stats.max, stats.l2, stats.abs_max]
         values = np.stack([column[rows] for column in columns], axis=1).astype(np.float32)
-        weights = _Weights(step.step, stats.tensors, rows, values)
+        gradients = stats.l2[stats.tensors.rows("gradients")].astype(np.float32)
+        weights = _Weights(step.step, stats.tensors, rows, values, gradients)
         if step.rank != 0:
             replica = self._replicas.setdefault(step.rank, _Replica())
             replica.waiting.append(weights)
@@ -152,6 +158,8 @@ class ReplicaDrift(Rule):
         apart = differs & replica.equal
         replica.since = np.where(apart & (replica.apart == 0), weights.step, replica.since)
         replica.apart = np.where(apart, replica.apart + 1, 0)
+        if not apart.any():
+            replica.local = self._local_gradients(reference, weights)
         worst = int(replica.apart.argmax())
         if replica.apart[worst] > self._longest:
             self._longest = int(replica.apart[worst])
@@ -160,6 +168,13 @@ class ReplicaDrift(Rule):
         if drifted.any():
             replica.said = True
             yield self._say(rank, replica, distance, weights.step, step)
+
+    def _local_gradients(self, reference: _Weights, weights: _Weights) -> float | None:
+        """Share of the gradients that are not those of the reference; None where they cannot be compared."""
+        one, other = reference.gradients, weights.gradients
+        if not len(one) or one.shape != other.shape or not np.isfinite([one, other]).all():
+            return None
+        return float(np.mean(np.abs(one - other) > self.tolerance * one))
 
     def _say(self, rank: int, replica: _Replica, distance: NDArray[np.float32], last_step: int, step: Step) -> Finding:
         apart = np.flatnonzero(replica.apart)
@@ -176,9 +191,9 @@ class ReplicaDrift(Rule):
             value=worst,
             threshold=self.tolerance,
             message=f"rank {rank} no longer has the weights of rank 0, which it had until step {first}: "
-            f"{len(names)} of {len(replica.names)} tensors differ, {names[0]} by {100 * worst:.2g} %",
-            suggestion="call the wrapped model (not model.module), reduce the gradients of every parameter, and change "
-            "or clip gradients by nothing that only one rank knows",
+            f"{len(names)} of {len(replica.names)} tensors differ, {names[0]} by {100 * worst:.2g} %"
+            f"{_cause(replica.local)}",
+            suggestion=_suggestion(replica.local),
             evidence={"series": names[:6], "column": "l2", "unit": "norm"},
             rank=rank,
         )
@@ -202,6 +217,27 @@ class ReplicaDrift(Rule):
             margin=self._longest / self.patience if self._compared else None,
             closest=self._closest,
         )
+
+
+def _cause(local: float | None) -> str:
+    if local is None:
+        return ""
+    if local == 0:
+        return "; their gradients were the same before, so that the updates were not"
+    which = "their gradients" if local > 0.9 else f"{100 * local:.0f} % of their gradients"
+    return f"; {which} differed before: they are not averaged over the ranks"
+
+
+def _suggestion(local: float | None) -> str:
+    if local == 0:
+        return (
+            "compare what the ranks do with the same gradient: learning rates, clipping by a local norm, updates that "
+            "one of them skips, weights that are changed in place"
+        )
+    return (
+        "call the wrapped model (not model.module, nor its parts), reduce the gradients of every parameter, and change "
+        "or clip gradients by nothing that only one rank knows"
+    )
 
 
 def _align(replica: _Replica, reference: _Weights, weights: _Weights) -> None:

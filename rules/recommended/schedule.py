@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, block_medians, due, noise_of, positive, spell
+from stepwatch.rules.recommended.series import TrainingLoss, block_medians, due, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -51,9 +51,9 @@ class LearningRateDecayedEarly(_RateAndLoss):
 
     The rate counts as spent while it is below ``share`` of its highest value. It fires where it has been spent for at
     least a quarter of all steps so far, where in the last quarter of the steps before the loss had fallen by at least
-    ``falling`` of everything that was gained until then, beyond its noise, and where what was gained since is less than
-    half of that. A schedule that ends where the job ends is spent for a few per cent of its steps; one that
-    ends when the loss has become flat, and one that restarts, are no findings.
+    ``falling`` of everything that was gained until then, with a falling trend (Mann-Kendall, z < -2.5), and where less
+    than that was gained since. A schedule that ends where the job ends is spent for a few per cent of its steps; one
+    that ends when the loss has become flat, and one that restarts, are no findings.
 
     Args:
         share: share of the highest rate below which it is spent, in (0, 0.5).
@@ -96,11 +96,11 @@ class LearningRateDecayedEarly(_RateAndLoss):
             float(np.median(after[-len(after) // 2 :])),
         )
         gained, lately = start - level, float(quarters[2] - quarters[3])
-        noise = 1.25 * noise_of(before) * math.sqrt(2 / (len(before) / 4))  # of the difference of two medians
-        if gained <= 0 or lately <= 3 * noise:
+        half = before[len(before) // 2 :]
+        if gained <= 0 or trend_z(block_medians(half, min(len(half), 40))) > -2.5:
             return
         self._margin = max(self._margin, lately / gained / self.falling)
-        if lately < self.falling * gained or level - end > 0.5 * lately:
+        if lately < self.falling * gained or level - end > lately:
             return
         self._fired = True
         yield self.finding(

@@ -219,3 +219,84 @@ def test_a_scaler_that_looks_for_its_scale_is_no_finding(tmp_path: Path) -> None
     assert result.status is Status.NO_ISSUES_FOUND
     run = Trace(tmp_path / "run")
     assert run.table("steps")["step"].to_pylist() == list(range(run.table("steps").num_rows))
+
+
+# -- a part of the model in eval mode --------------------------------------------------------------------
+
+
+class Encoded(nn.Module):
+    """An encoder as a pretrained one comes, in eval mode, with a head of its own."""
+
+    def __init__(self, pretrained: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+        if pretrained:
+            self.encoder.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x))
+
+
+def train_parts(run: Path, model: Encoded, before: Callable[[int, Encoded], None]) -> RuleResult:
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    config = SaveConfig(save_interval=3)
+    with Hook(run, model=model, optimizer=optimizer, save_config=config, system_interval=0):
+        for number in range(60):
+            before(number, model)
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+    (result,) = analyze(Trace(run), configure(["PartInEvalMode"])).results
+    return result
+
+
+def nothing(number: int, model: Encoded) -> None:
+    pass
+
+
+def encoder_evaluated(number: int, model: Encoded) -> None:
+    if number == 20:
+        model.encoder.eval()
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "before", "first", "said"),
+    [(True, nothing, 0, "encoder.3: 1 of the 4"), (False, encoder_evaluated, 20, "encoder: 2 of the 4")],
+)
+def test_a_trained_part_that_was_left_in_eval_mode(
+    tmp_path: Path, pretrained: bool, before: Callable[[int, Encoded], None], first: int, said: str
+) -> None:
+    result = train_parts(tmp_path / "run", Encoded(pretrained), before)
+    (finding,) = result.findings
+    assert finding.severity is Severity.WARNING
+    assert abs(finding.first_step - first) <= 3
+    assert finding.message.startswith(said)
+
+
+def frozen_norms(number: int, model: Encoded) -> None:
+    model.train()
+    if number >= 20:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+
+
+def frozen_encoder(number: int, model: Encoded) -> None:
+    model.train()
+    if number >= 20:
+        model.encoder.eval().requires_grad_(False)
+
+
+def evaluated_now_and_then(number: int, model: Encoded) -> None:
+    model.encoder.eval()
+    model.encoder(torch.randn(4, 6))
+    model.train()
+
+
+@pytest.mark.parametrize("before", [frozen_norms, frozen_encoder, evaluated_now_and_then])
+def test_parts_in_eval_mode_on_purpose_are_no_finding(tmp_path: Path, before: Callable[[int, Encoded], None]) -> None:
+    result = train_parts(tmp_path / "run", Encoded(), before)
+    assert result.status is Status.NO_ISSUES_FOUND
+    assert result.coverage.decided

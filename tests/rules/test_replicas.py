@@ -63,6 +63,7 @@ def test_a_model_that_is_called_past_its_wrapper_drifts(judged) -> None:
     (finding,) = result.findings
     assert (finding.rank, finding.first_step) == (1, 2)
     assert "0.weight" in " ".join(finding.tensors)
+    assert "their gradients differed before: they are not averaged" in finding.message
     live = LiveAnalysis(Trace(run), configure(["ReplicaDrift"]))
     assert [each.id for each in live.conclude()] == [finding.id]
 
@@ -75,9 +76,12 @@ def test_replicas_that_agree_and_models_that_never_did_are_no_finding(judged, ki
 
 
 def ranks_in(order: list[int], apart: range, steps: int = 120) -> list[Finding]:
-    """Two ranks with one weight that differs at some steps, fed in an order."""
-    info = TensorInfo("Net_fc.weight", (4, 4), "float32", ("weights",))
-    sets = [TensorSet([info.name], lambda name: info) for _ in range(2)]
+    """Two ranks with one weight that differs at some steps, and one gradient that never does, fed in an order."""
+    infos = {
+        name: TensorInfo(name, (4, 4), "float32", (collection,))
+        for name, collection in (("Net_fc.weight", "weights"), ("gradient/Net_fc.weight", "gradients"))
+    }
+    sets = [TensorSet(list(infos), infos.__getitem__) for _ in range(2)]
     engine = Engine(configure(["ReplicaDrift"]))
     at = [0, 0]
     found: list[Finding] = []
@@ -86,7 +90,7 @@ def ranks_in(order: list[int], apart: range, steps: int = 120) -> list[Finding]:
         if step == steps:
             continue
         at[rank] += 1
-        matrix = np.ones((1, 11)) * (1.01 if rank and step in apart else 1.0)
+        matrix = np.ones((2, 11)) * [[1.01 if rank and step in apart else 1.0], [1.0]]
         found += engine.feed(Step(rank, step, "TRAIN", step, 0, stats=Stats(sets[rank], matrix)))
     return found
 
@@ -96,6 +100,7 @@ def test_the_order_in_which_ranks_are_heard_changes_nothing() -> None:
     found = [ranks_in(order, range(20, 120)) for order in orders]
     assert all([each.id for each in findings] == [found[0][0].id] for findings in found)
     assert (found[0][0].first_step, found[0][0].last_step) == (20, 70)
+    assert "their gradients were the same before" in found[0][0].message
 
 
 def test_ranks_that_meet_again_are_no_finding() -> None:
