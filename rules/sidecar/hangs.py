@@ -129,11 +129,20 @@ class HangWatch:
         return int(self._ranks[rank].beat.get("step", 0))
 
     def _culprit(self, hanging: Sequence[int]) -> int:
-        """The rank that the others wait for: of those furthest behind the one that is elsewhere than most."""
+        """The rank that the others wait for.
+
+        Of those furthest behind one that waits for no rank itself, is elsewhere than most, and in the earliest phase.
+        """
         behind = min(map(self._step, hanging))
-        phases = Counter(self._ranks[rank].beat.get("phase") for rank in hanging)
-        late = [rank for rank in hanging if self._step(rank) == behind]
-        return min(late, key=lambda rank: (phases[self._ranks[rank].beat.get("phase")], rank))
+        phases = {rank: str(self._ranks[rank].beat.get("phase")) for rank in hanging}
+        common = Counter(phases.values())
+
+        def key(rank: int) -> tuple[bool, int, int, int]:
+            phase = phases[rank]
+            order = _COMPUTING.index(phase) + 1 if phase in _COMPUTING else 0
+            return phase == "collective", common[phase], order, rank
+
+        return min((rank for rank in hanging if self._step(rank) == behind), key=key)
 
     def _finding(self, rank: int, hanging: Sequence[int], stacks: dict[int, str], now: float) -> Finding:
         known = self._ranks[rank]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.resolving import Resolutions
 from stepwatch.rules.sidecar.stamps import RankStamps, Stamps
+
+log = logging.getLogger("stepwatch")
 
 _LIVENESS_SECONDS = 5.0
 
@@ -139,6 +142,11 @@ class WatchedRun:
     def close(self, timeout: float) -> None:
         """Finish the actions under way, for at most so many seconds, and let another sidecar act."""
         self._dispatcher.close(timeout)
+        if self.act and self.ended and self.acting and not self._pending:
+            try:
+                self._resolutions.conclude()
+            except OSError as error:
+                log.warning("%s: that it is over cannot be told: %s", self.trace.source, error)
         self._lease.release()
 
     def _judge(self) -> list[Event]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stepwatch.probe.store.control import Acknowledgement, read_acknowledgement, read_request, request_stop
+from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import is_of_an_earlier_attempt
@@ -64,20 +65,32 @@ class EscalatingStop:
             log.warning("%s: %s", run_dir, text)
 
         for pause in _pauses():
-            why_not = _nothing_to_stop(trace, finding)
-            if why_not:
-                return "; ".join([*done, why_not])
-            _ask(trace, f"{finding.rule}: {finding.message}")
-            answers = self._await_answers(trace)
-            if answers:
-                return "; ".join([*done, *answers])
-            if trace.live():
-                say(f"no answer in {self._answer_seconds:g} s")
-                if self._cancelled(trace, say) or terminate(trace, self._grace, say):
+            try:
+                if self._has_stopped(trace, finding, say):
                     return "; ".join(done)
-                self._fail(run_dir, f"the job could not be stopped ({done[-1]}); trying again in {pause:g} s")
-                time.sleep(pause)
+                trouble = done[-1]
+            except (OSError, TraceError) as error:  # a file system that is away comes back
+                trouble = str(error)
+            self._fail(run_dir, f"the job could not be stopped ({trouble}); trying again in {pause:g} s")
+            time.sleep(pause)
         raise AssertionError("pauses do not end")
+
+    def _has_stopped(self, trace: Trace, finding: Finding, say: Callable[[str], None]) -> bool:
+        """Try once; whether it has stopped, or answered that it does, or is not to be stopped any more."""
+        why_not = _nothing_to_stop(trace, finding)
+        if why_not:
+            say(why_not)
+            return True
+        try:
+            _ask(trace, f"{finding.rule}: {finding.message}")
+            if answers := self._await_answers(trace):
+                for answer in answers:
+                    say(answer)
+                return True
+            say(f"no answer in {self._answer_seconds:g} s" if trace.live() else "the job has ended without an answer")
+        except (OSError, TraceError) as error:
+            say(f"it cannot be asked: {error}")
+        return not trace.live() or self._cancelled(trace, say) or terminate(trace, self._grace, say)
 
     def _await_answers(self, trace: Trace) -> list[str]:
         """What every rank answered, in words; nothing where one did not in time, or the job ended without."""
@@ -110,7 +123,10 @@ class EscalatingStop:
     def _fail(self, run_dir: Path, text: str) -> None:
         log.error("%s: %s", run_dir, text)
         if self._shout is not None:
-            self._shout(run_dir, text)
+            try:
+                self._shout(run_dir, text)
+            except OSError as error:
+                log.error("%s: that cannot be told: %s", run_dir, error)
 
 
 class DryRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,42 @@ for step in range(40):
     time.sleep(0.02)
 """
 
+
+DDP = """
+import sys, time, torch
+import torch.distributed as dist
+from torch import nn
+from stepwatch.probe import Hook
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+    def forward(self, x):
+        if rank == 1 and step == 20:
+            stuck_in_here()
+        return self.layer(x)
+
+def stuck_in_here():
+    hook._writer.flush()
+    time.sleep(600)
+
+step = 0
+model = nn.parallel.DistributedDataParallel(Model())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+hook = Hook(sys.argv[1], model=model, optimizer=optimizer)
+for step in range(40):
+    optimizer.zero_grad()
+    loss = model(torch.randn(8, 4)).sum()
+    if rank == 0 and step == 20:
+        hook._writer.flush()
+    loss.backward()
+    optimizer.step()
+    time.sleep(0.02)
+"""
 
 # kind: ranks, step at which rank 0 stands still
 JOBS = {"forward": (2, 20), "holding": (1, 20), "evaluating": (1, 20), "script": (1, 20), "early": (1, 3)}
@@ -127,6 +164,27 @@ def test_the_rank_the_phase_and_the_line_are_named(folder: Path) -> None:
     assert finding.value > finding.threshold == 30
     assert finding.evidence["ranks"] == [0, 1] and "stand_still" in finding.suggestion
     assert all("stand_still" in finding.evidence["stacks"][rank] for rank in ("0", "1"))
+
+
+def test_under_torchrun_the_rank_is_named_that_the_other_waits_for_in_a_collective(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(DDP)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    job = subprocess.Popen([*launcher, str(tmp_path / "job.py"), str(tmp_path / "run")], start_new_session=True)
+    try:
+        while not all(has_come_to(tmp_path / "run", rank, 20) for rank in range(2)):
+            assert job.poll() is None
+            time.sleep(0.1)
+        while [beat(tmp_path / "run", rank).get("phase") for rank in range(2)] != ["collective", "forward"]:
+            assert job.poll() is None
+            time.sleep(0.1)
+        (finding,) = look(tmp_path / "run", 31)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert (finding.rank, finding.severity, finding.first_step) == (1, Severity.ERROR, 20)
+    assert "rank 1 has stood still" in finding.message and "in forward; ranks 0 stand still as well" in finding.message
+    assert "stuck_in_here" in finding.suggestion
+    assert "backward" in finding.evidence["stacks"]["0"] and "stuck_in_here" in finding.evidence["stacks"]["1"]
 
 
 def test_one_that_holds_the_interpreters_lock_shows_its_stack_as_well(folder: Path) -> None:

@@ -40,9 +40,11 @@ class Watch:
             self.box.deliver(now=True)
             time.sleep(0.02)
 
-    def close(self) -> None:
-        for _ in range(3):
+    def close(self, *, when_ended: bool = False) -> None:
+        list(self._sidecar.look())
+        while when_ended and not self._sidecar.all_ended():
             list(self._sidecar.look())
+            time.sleep(0.05)
         self._sidecar.close()
         self.box.close()
 
@@ -70,6 +72,16 @@ def test_the_end_of_a_job_resolves_what_was_found_in_it_once(tmp_path: Path, beg
         watch.box.deliver(now=True)
     assert told(server) == [([1], []), ([], [(1, "the job was stopped")])]
     assert server.bodies[0]["findings"][0]["id"] == server.bodies[1]["resolved"][0]["id"]
+
+
+def test_a_watcher_that_ends_with_the_job_tells_that_it_is_over(tmp_path: Path, begin: Begin, server: Server) -> None:
+    job = begin(tmp_path / "runs" / "a").train(1, 200)
+    watch = Watch(tmp_path, server.url)
+    watch.until(server, 1)
+    job.end()
+    watch.close(when_ended=True)
+    watch.box.deliver(now=True)
+    assert told(server) == [([1], []), ([], [(1, "the job has finished")])]
 
 
 def test_a_job_that_is_started_again_before_it_went_wrong_has_recovered(

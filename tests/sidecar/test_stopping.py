@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar import stopping
 from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
+from stepwatch.rules.termination import terminate
 from tests.sidecar.conftest import Job
 
 SILENT = """
@@ -135,6 +137,32 @@ def test_a_stop_that_fails_is_shouted_about_and_tried_again(
     assert done.endswith(f"sent SIGTERM to process {job.pid}")
     (text,) = shouted
     assert "could not be stopped" in text and "recorded was somebody-else" in text and "again in 5 s" in text
+
+
+def test_a_job_that_cannot_be_asked_is_ended_and_a_channel_that_fails_does_not_keep_it_alive(
+    tmp_path: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk is full where the request is to be written; the first attempt to end the process fails as well."""
+    job = launch("hanging")
+    tries: list[float] = []
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def end(trace: Trace, grace: float, say: Callable[[str], None]) -> bool:
+        tries.append(grace)
+        if len(tries) == 1:
+            fail()
+        return terminate(trace, grace, say)
+
+    monkeypatch.setattr(stopping, "request_stop", fail)
+    monkeypatch.setattr(stopping, "terminate", end)
+    monkeypatch.setattr(stopping, "_PAUSES", (0.01,))
+    done = EscalatingStop(answer=60, grace=20, shout=fail).apply(FINDING, tmp_path / "run")
+    assert "it cannot be asked: [Errno 28] No space left on device" in done
+    assert done.endswith(f"rank 0: sent SIGTERM to process {job.pid}") and job.wait() == -signal.SIGTERM
+    assert "could not be stopped ([Errno 28] No space left on device); trying again in 0.01 s" in caplog.text
+    assert "that cannot be told" in caplog.text
 
 
 def test_a_job_is_asked_once_however_often_the_sidecar_is_started(tmp_path: Path, launch: Launch) -> None:
