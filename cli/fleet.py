@@ -10,7 +10,8 @@ from rich.text import Text
 
 from stepwatch.rules.diagnosis import diagnose
 from stepwatch.rules.finding import Severity
-from stepwatch.rules.fleet import Judged, summarise
+from stepwatch.rules.fleet.judged import Judged
+from stepwatch.rules.fleet.summary import group, summarise
 
 
 def print_lines(out: Console, judged: Sequence[Judged]) -> None:
@@ -44,10 +45,11 @@ def print_summary(out: Console, judged: Sequence[Judged]) -> None:
     parts += [f"{summary.undecided} not decided"] if summary.undecided else []
     parts += [f"{summary.failed} that could not be judged"] if summary.failed else []
     out.print(Text(", ".join(parts), "bold"))
-    if summary.wasted_hours:
-        wasted, whole = _duration(summary.wasted_hours * 3600), _duration(summary.hours * 3600)
-        share = summary.wasted_hours / summary.hours
-        out.print(f"{wasted} of {whole} ({share:.0%}) went by after an error was certain")
+    if summary.lost_hours:
+        lost, whole = _duration(summary.lost_hours * 3600), _duration(summary.hours * 3600)
+        certain = _duration(summary.wasted_hours * 3600)
+        share = summary.lost_hours / summary.hours
+        out.print(f"{lost} of {whole} ({share:.0%}) went by after an error began, {certain} after it was certain")
     if not summary.problems:
         return
     table = Table(box=None, pad_edge=False)
@@ -63,6 +65,19 @@ def print_summary(out: Console, judged: Sequence[Judged]) -> None:
             str(problem.runs[0]),
         )
         table.add_row(*map(Text, cells))
+    out.print(table)
+
+
+def print_groups(out: Console, judged: Sequence[Judged], key: str) -> None:
+    """Runs by user, model or tag: how many have issues, and how much time went by after an error began."""
+    table = Table(box=None, pad_edge=False)
+    for heading in (key, "runs", "with issues", "time", "after an error began", "share"):
+        table.add_column(Text(heading), justify="left" if heading == key else "right", overflow="fold")
+    for each in group(judged, key):
+        share = f"{each.lost_hours / each.hours:.0%}" if each.hours else ""
+        hours = (_duration(each.hours * 3600), _duration(each.lost_hours * 3600))
+        table.add_row(*map(Text, (each.name or "-", str(each.runs), str(each.with_issues), *hours, share)))
+    out.print()
     out.print(table)
 
 

@@ -148,7 +148,7 @@ def story_block(story: Diagnosis) -> RenderableType:
     return Group(*lines)
 
 
-def print_analysis(out: Console, run: Path, analysis: Analysis) -> None:
+def print_analysis(out: Console, run: Path | str, analysis: Analysis) -> None:
     """All of it: verdicts, findings, what was not recorded."""
     found = len(analysis.findings)
     what = "no issue found" if not found else f"{found} issue{'s' if found > 1 else ''} found"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stepwatch.rules.catalogue import RuleSpec
-    from stepwatch.rules.fleet import Judged
+    from stepwatch.rules.fleet.judged import Judged, Place
     from stepwatch.rules.replay import Analysis
     from stepwatch.rules.whatif import Change
 
@@ -27,7 +27,7 @@ _EXPLAINED_RUNS = 10
 
 
 @click.command("analyze")
-@click.argument("runs", metavar="RUN...", nargs=-1, type=RUN_PATH)
+@click.argument("runs", metavar="RUN...", nargs=-1)
 @click.option(
     "--scalars",
     "logs",
@@ -61,9 +61,22 @@ _EXPLAINED_RUNS = 10
 @click.option(
     "--processes", type=click.IntRange(min=1), help="Processes to judge many runs with; by default one per processor."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Judge in processes of this machine, or on Dask's cluster ($DASK_SCHEDULER_ADDRESS, or a new one).",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep what is found in this file (JSONL), and judge only what has changed since.",
+)
+@click.option("--by", metavar="KEY", help="Sum up by user, model, tag, or the KEY of tags KEY=VALUE.")
 @errors.one_line_errors
 def command(
-    runs: tuple[Path, ...],
+    runs: tuple[str, ...],
     logs: tuple[Path, ...],
     rules: tuple[str, ...],
     settings: tuple[str, ...],
@@ -71,6 +84,9 @@ def command(
     form: str | None,
     follow: bool,
     processes: int | None,
+    engine: str,
+    results: Path | None,
+    by: str | None,
 ) -> None:
     """Evaluate rules over finished or live runs, or over logs of scalars.
 
@@ -81,42 +97,35 @@ def command(
     nothing was found).
     """
     from stepwatch.cli.render import console, print_json
-    from stepwatch.probe.store.discovery import find_runs
-    from stepwatch.probe.store.errors import TraceError
     from stepwatch.rules.catalogue import configure
-    from stepwatch.rules.fleet import Judged, judge_runs
 
     if not runs and not logs:
         errors.fail("got no run; expected one or more, or --scalars FILE; see stepwatch analyze --help")
     if as_json and form not in (None, "json"):
         errors.fail(f"got --json and --format {form}; expected one of them")
     form = "json" if as_json else form or "text"
+    if follow and (engine != "local" or results is not None):
+        errors.fail("--follow judges live runs in this process; expected it without --engine and --results")
     names = list(rules) or None
     specs = configure(names, list(settings))
     errors.print_warnings_with_the_result()
-    found: dict[Path, None] = {}
-    judged: list[Judged] = []
-    for place in runs:
-        try:
-            found.update(dict.fromkeys(find_runs([place])))
-        except (TraceError, OSError) as error:
-            judged.append(Judged(place, None, errors.spell(error)))
+    found, judged = _find(runs)
     several = len(found) + len(judged) + len(logs) > 1
     out = console()
     judged_logs = (_tried(_judge_log, log, specs) for log in dict.fromkeys(logs))
-    judged_runs = judge_runs(list(found), names, settings, processes)
+    judged_runs = _judge(found, names, list(settings), processes, engine, results)
     if follow:
         judged_runs = (_tried(_follow, run, specs) for run in found)
     with progress("judging runs", len(found)) as advance:
         for each in itertools.chain(judged_logs, judged_runs):
             judged.append(each)
             advance()
-    order = {run: place for place, run in enumerate([*found, *logs])}
+    order: dict[Place, int] = {run: place for place, run in enumerate([*found, *logs])}
     judged.sort(key=lambda each: order.get(each.run, -1))
     explains = settings and len(found) <= _EXPLAINED_RUNS and form != "sagemaker"
     changed = _changes(judged, names, specs, found) if explains else {}
     if form == "text":
-        _print(out, judged, changed)
+        _print(out, judged, changed, by)
     else:
         readable = [(each, each.analysis) for each in judged if each.analysis is not None]
         if form == "json":
@@ -131,11 +140,59 @@ def command(
     raise SystemExit(_status(judged))
 
 
-def _follow(run: Path, specs: Sequence[RuleSpec]) -> Analysis:
+def _find(places: Sequence[str]) -> tuple[list[Place], list[Judged]]:
+    """Runs, and the places where there is none."""
+    from stepwatch.probe.store.errors import TraceError
+    from stepwatch.probe.store.places import find_places
+    from stepwatch.rules.fleet.judged import Judged
+
+    found: dict[Place, None] = {}
+    failed: list[Judged] = []
+    for place in places:
+        try:
+            found.update(dict.fromkeys(find_places([place])))
+        except (TraceError, OSError) as error:
+            failed.append(Judged(place, None, errors.spell(error)))
+    return list(found), failed
+
+
+def _judge(
+    runs: Sequence[Place],
+    names: list[str] | None,
+    settings: list[str],
+    processes: int | None,
+    engine: str,
+    results: Path | None,
+) -> Iterator[Judged]:
+    """Judge runs, those first of which it is known what was found."""
+    from stepwatch.rules.catalogue import configure
+    from stepwatch.rules.fleet.cluster import judge_on_cluster
+    from stepwatch.rules.fleet.kept import KeptResults
+    from stepwatch.rules.fleet.processes import judge_runs
+
+    judge = judge_on_cluster if engine == "dask" else judge_runs
+    if results is None:
+        yield from judge(runs, names, settings, processes)
+        return
+    with KeptResults(results, configure(names, settings)) as kept:
+        left = dict.fromkeys(runs)
+        for each in kept.recall(runs):
+            del left[each.run]
+            yield each
+        for each in judge(list(left), names, settings, processes) if left else ():
+            kept.keep(each)
+            yield each
+
+
+def _local(run: Place) -> Path:
+    return RUN_PATH.convert(run, None, None)
+
+
+def _follow(run: Place, specs: Sequence[RuleSpec]) -> Analysis:
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.replay import LiveAnalysis
 
-    trace = Trace(run)
+    trace = Trace(_local(run))
     judged = LiveAnalysis(trace, specs)
     while trace.live():
         judged.poll()
@@ -144,15 +201,15 @@ def _follow(run: Path, specs: Sequence[RuleSpec]) -> Analysis:
     return judged.analysis(live=False)
 
 
-def _judge_log(log: Path, specs: Sequence[RuleSpec]) -> Analysis:
+def _judge_log(log: Place, specs: Sequence[RuleSpec]) -> Analysis:
     from stepwatch.rules.scalar_logs import judge_log, read_log
 
-    return judge_log(read_log(log), specs)
+    return judge_log(read_log(Path(log)), specs)
 
 
-def _tried(judge: Callable[[Path, Sequence[RuleSpec]], Analysis], run: Path, specs: Sequence[RuleSpec]) -> Judged:
+def _tried(judge: Callable[[Place, Sequence[RuleSpec]], Analysis], run: Place, specs: Sequence[RuleSpec]) -> Judged:
     from stepwatch.probe.store.errors import TraceError
-    from stepwatch.rules.fleet import Judged
+    from stepwatch.rules.fleet.judged import Judged
 
     try:
         return Judged(run, judge(run, specs))
@@ -161,8 +218,8 @@ def _tried(judge: Callable[[Path, Sequence[RuleSpec]], Analysis], run: Path, spe
 
 
 def _changes(
-    judged: Sequence[Judged], names: list[str] | None, specs: Sequence[RuleSpec], runs: Container[Path]
-) -> dict[Path, list[Change]]:
+    judged: Sequence[Judged], names: list[str] | None, specs: Sequence[RuleSpec], runs: Container[Place]
+) -> dict[Place, list[Change]]:
     """By run what the settings changed."""
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.catalogue import configure
@@ -170,14 +227,14 @@ def _changes(
 
     before = configure(names)
     return {
-        each.run: changes(Trace(each.run), before, specs, each.analysis.results)
+        each.run: changes(Trace(_local(each.run)), before, specs, each.analysis.results)
         for each in judged
         if each.analysis is not None and each.run in runs
     }
 
 
-def _print(out: Console, judged: Sequence[Judged], changed: Mapping[Path, list[Change]]) -> None:
-    from stepwatch.cli.fleet import print_lines, print_summary
+def _print(out: Console, judged: Sequence[Judged], changed: Mapping[Place, list[Change]], by: str | None) -> None:
+    from stepwatch.cli.fleet import print_groups, print_lines, print_summary
     from stepwatch.cli.render import print_analysis, print_changes
 
     readable = [(each.run, each.analysis) for each in judged if each.analysis is not None]
@@ -191,9 +248,11 @@ def _print(out: Console, judged: Sequence[Judged], changed: Mapping[Path, list[C
             print_changes(out, changed.get(run, []))
     if len(readable) > 1:
         print_summary(out, judged)
+    if by is not None:
+        print_groups(out, judged, by)
 
 
-def _to_json(judged: Judged, analysis: Analysis, changed: Mapping[Path, list[Change]]) -> dict[str, Any]:
+def _to_json(judged: Judged, analysis: Analysis, changed: Mapping[Place, list[Change]]) -> dict[str, Any]:
     from stepwatch.rules.diagnosis import diagnose
 
     return {
@@ -205,16 +264,20 @@ def _to_json(judged: Judged, analysis: Analysis, changed: Mapping[Path, list[Cha
         "warnings": analysis.warnings,
         "counters": analysis.counters,
         "seconds": judged.seconds,
+        "lost_seconds": judged.lost_seconds,
         "wasted_seconds": judged.wasted_seconds,
+        "user": judged.user,
+        "model": judged.model,
+        "tags": list(judged.tags),
         **({"changes": [each.to_json() for each in changed[judged.run]]} if judged.run in changed else {}),
     }
 
 
-def _statuses(run: Path, analysis: Analysis, specs: Sequence[RuleSpec], runs: Container[Path]) -> dict[str, Any]:
+def _statuses(run: Place, analysis: Analysis, specs: Sequence[RuleSpec], runs: Container[Place]) -> dict[str, Any]:
     from stepwatch.probe.store.reader import Trace
     from stepwatch.rules.service.statuses import EvaluationStatuses
 
-    statuses = EvaluationStatuses(Trace(run).info.job_name if run in runs else run.stem, specs)
+    statuses = EvaluationStatuses(Trace(_local(run)).info.job_name if run in runs else Path(run).stem, specs)
     statuses.judged(analysis.results)
     return statuses.to_json()
 

@@ -73,7 +73,7 @@ class Replica:
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
         self.folder = folder
-        self._system, self._base = _open(url)
+        self._system, self._base = open_store(url)
         folder.mkdir(parents=True, exist_ok=True)
 
     def push(self, chosen: Choice, order: Callable[[str], Any] = str) -> int:
@@ -265,7 +265,12 @@ def _is_asked(path: str) -> bool:
     return "findings" in parts[:-1] or parts[-2:] == ["control", "stop.json"] or parts[-1] == LABELS_FILE
 
 
-def _open(url: str) -> tuple[pafs.FileSystem, str]:
+def open_store(url: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that a URL is of, and the path within it.
+
+    Raises:
+        TraceError: no such file system is known, or the URL is not understood.
+    """
     try:
         system, base = pafs.FileSystem.from_uri(url)
         return system, base.rstrip("/")

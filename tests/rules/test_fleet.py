@@ -14,7 +14,9 @@ import pytest
 
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.writer import TraceWriter
-from stepwatch.rules.fleet import Judged, judge_runs, summarise
+from stepwatch.rules.fleet.judged import Judged
+from stepwatch.rules.fleet.processes import judge_runs
+from stepwatch.rules.fleet.summary import summarise
 
 STEPS = 150
 RUNS = 12
@@ -110,7 +112,7 @@ def test_the_command_prints_a_line_per_run_and_a_summary(fleet: Path) -> None:
     assert [line.split()[1:3] for line in lines if "run-07 " in line] == [["ExplodingTensor", "100"]]
     assert sum("no issue" in line for line in lines) == RUNS - 3
     assert f"{RUNS + 1} runs: 3 with issues, 1 that could not be judged" in lines
-    assert any("went by after an error was certain" in line for line in lines)
+    assert any("went by after an error began" in line for line in lines)
 
 
 def test_json_lists_the_runs_in_order(fleet: Path) -> None:

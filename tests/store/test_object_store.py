@@ -18,11 +18,13 @@ import pytest
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.labels import read_labels
+from stepwatch.probe.store.places import find_places
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.remote import Replica, local_copy, replica_folder
 from stepwatch.probe.store.smdebug.exporting import export_smdebug
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.replay import LiveAnalysis
+from stepwatch.rules.testing import SyntheticRun
 from stepwatch.rules.trial import create_trial
 
 JOB = """
@@ -161,6 +163,24 @@ def test_a_job_that_goes_on_on_another_machine_continues_the_trace(server: Serve
     assert len(Trace(run).attempts(0).entries) == 2
     assert steps_of(run) == [0, 1, 2, 3, 4], "the second attempt replaced the first from its first step on"
     assert any("/steps/" in key and "/0000-" in key for key in server.keys("moved/")), "and removed nothing of it"
+
+
+def test_runs_in_the_store_are_judged_by_a_pattern(server: Server, reading, tmp_path: Path) -> None:
+    for name in ("sweep/a/run-1", "sweep/b/run-1", "sweep/b/run-2", "other/run-1"):
+        run = SyntheticRun().loss([1.0, 0.5, 0.3]).write(tmp_path / name)
+        Replica(server.url(f"fleet/{name}"), run).push(lambda path: True)
+    kept = tmp_path / "kept.jsonl"
+    url = server.url("fleet/sweep/*/run-*")
+    for _ in range(2):
+        done = stepwatch("analyze", url, "--results", str(kept), "--json")
+        assert done.returncode == 0, done.stderr
+        assert [entry["run"] for entry in json.loads(done.stdout)] == [
+            server.url(f"fleet/sweep/{name}") for name in ("a/run-1", "b/run-1", "b/run-2")
+        ]
+        assert len(kept.read_text().splitlines()) == 3, "the second time nothing is judged"
+    assert len(find_places([server.url("fleet")])) == 4, "a directory of runs, at any depth"
+    refused = stepwatch("analyze", server.url("fleet/none-*"))
+    assert refused.returncode == 2 and "matches no run" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_what_a_killed_job_left_is_uploaded_when_it_starts_again(server: Server, job, reading) -> None:
