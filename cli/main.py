@@ -19,6 +19,7 @@ _COMMANDS = {
     "plot": "draw curves of runs, to a file or in the terminal",
     "top": "show a live run in the terminal: pace, phases, machine, findings",
     "profile": "profile some steps of a live run by torch.profiler, or show what was profiled",
+    "stacks": "show where the threads of a live run are, and which lines hold the time",
     "report": "write one self-contained HTML file about a run",
     "serve": "show the runs below a directory in a browser, while they grow",
     "sql": "answer a SELECT query over runs",

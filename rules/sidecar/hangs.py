@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stepwatch.probe.store.errors import TraceError
-from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.termination import NotThatProcess, recorded_process
+from stepwatch.rules.stacks import dump_stacks, innermost, read_beat
 
 RULE = "Hang"
 SHORTEST_SECONDS = 30.0
@@ -32,7 +28,6 @@ _PLACES = {
     "collective": "waiting for other ranks",
 }
 _LAST_STEPS = 1000
-_STACK_SECONDS = 1.0
 _COMPILERS = re.compile(r"/(torch/_dynamo|torch/_inductor|triton|torch_xla)/")
 
 
@@ -165,53 +160,3 @@ class HangWatch:
             evidence={"phase": phase, "ranks": list(hanging), "stacks": {str(r): text for r, text in stacks.items()}},
             rank=rank,
         )
-
-
-def read_beat(run_dir: Path, rank: int) -> dict[str, Any]:
-    """What a rank said last of what it is doing; empty where it has not."""
-    try:
-        return read_json(run_dir / "control" / f"beat-rank={rank:05d}.json")
-    except (TraceError, OSError):
-        return {}
-
-
-def dump_stacks(trace: Trace, rank: int, beat: dict[str, Any]) -> str:
-    """The stacks of all threads of a rank on this machine, "" where they cannot be had.
-
-    The signal is sent to the recorded process only, and only if it has said that it listens.
-    """
-    number, entries = int(beat.get("signal", 0)), trace.attempts(rank).entries
-    path = trace.path / "control" / f"stacks-rank={rank:05d}.txt"
-    try:
-        process = recorded_process(entries[-1] if entries else {})
-        if not number or beat.get("pid") != process.pid:
-            return ""
-        before = path.stat().st_size
-        os.kill(process.pid, number)
-        return _read_from(path, before)
-    except (NotThatProcess, OSError):
-        return ""
-
-
-def innermost(stacks: str) -> str:
-    """Where the thread that trains is: the innermost frame of the first thread that is not one of the hook's."""
-    for thread in reversed(stacks.split("\n\n")):
-        frames = [line.strip() for line in thread.splitlines() if line.strip().startswith("File ")]
-        if frames and not any("/probe/" in frame and "_run" in frame for frame in frames):
-            return frames[0]
-    return ""
-
-
-def _read_from(path: Path, position: int) -> str:
-    """What is written behind a position, once no more comes."""
-    deadline = time.monotonic() + _STACK_SECONDS
-    size = position
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
-        grown = path.stat().st_size
-        if grown == size > position:
-            break
-        size = grown
-    with path.open(errors="replace") as file:
-        file.seek(position)
-        return file.read(64 << 10)

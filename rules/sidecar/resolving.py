@@ -9,7 +9,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.actions import Action
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.sidecar.hangs import RULE as HANG
-from stepwatch.rules.sidecar.hangs import read_beat
+from stepwatch.rules.stacks import read_beat
 from stepwatch.rules.telling.notice import Notice
 from stepwatch.rules.telling.notify import NotifyAction
 

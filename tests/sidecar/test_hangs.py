@@ -17,7 +17,8 @@ import pytest
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.sidecar.hangs import HangWatch, dump_stacks
+from stepwatch.rules.sidecar.hangs import HangWatch
+from stepwatch.rules.stacks import dump_stacks
 
 JOB = """
 import ctypes, os, sys, time, torch
