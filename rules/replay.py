@@ -14,6 +14,7 @@ from stepwatch.probe.store.schema import SMDEBUG_CONFIG
 from stepwatch.probe.store.tail import TailReader
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
+from stepwatch.rules.figures import Figures
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
 from stepwatch.rules.reduced import Reduced
@@ -194,6 +195,7 @@ class LiveAnalysis:
 
     Attributes:
         steps: how many were judged.
+        figures: where the run stands.
         waits: whether there are rules that judge how long nothing has come: they are asked at each poll.
 
     Args:
@@ -211,6 +213,7 @@ class LiveAnalysis:
         self._complete = Reduced(trace) if SMDEBUG_CONFIG in trace.info.config else None
         self._run_concluded = False
         self.steps = 0
+        self.figures = Figures()
         self.waits = self._engine.waits
 
     def poll(self, ranks: Sequence[int] | None = None, *, live: bool | None = None) -> list[Finding]:
@@ -255,6 +258,7 @@ class LiveAnalysis:
         found: list[Finding] = []
         for step in steps:
             self.steps += 1
+            self.figures.see(step)
             found += self._engine.feed(self._complete(step) if self._complete else step)
         return found
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from stepwatch.cli.lines import JsonLines
     from stepwatch.rules.actions import Action
     from stepwatch.rules.finding import Status
     from stepwatch.rules.service.statuses import EvaluationStatuses
@@ -76,10 +77,10 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "sagemaker"]),
+    type=click.Choice(["text", "json", "sagemaker"]),
     default="text",
-    help="What to print: sagemaker is a line of JSON per run and change, its evaluation statuses as DescribeTrainingJob"
-    " has them.",
+    help="What to print: json is a line for each event and for what is logged; sagemaker is a line of JSON per run and "
+    "change, its evaluation statuses as DescribeTrainingJob has them.",
 )
 @click.option("--once", is_flag=True, help="End when every run that is there has ended.")
 @errors.one_line_errors
@@ -140,7 +141,7 @@ def command(
     sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
     metrics = Metrics(listen, sidecar, courier) if listen else None
     found, version = False, 0
-    shown = _Blocks(out) if form == "text" else _Statuses(out)
+    shown = _printing(form, out)
     courier.start()
     ending = _listen_for_the_end()
     try:
@@ -148,7 +149,7 @@ def command(
             while not ending():
                 began = time.monotonic()
                 if file and (news := file.reload()):
-                    out.print(news, style="yellow", markup=False, soft_wrap=True)
+                    shown.say(news)
                 if file and file.version != version:
                     version = file.version
                     sidecar.renew()
@@ -245,6 +246,14 @@ def _explain(out: Console, directories: tuple[Path, ...], file: PolicyFile | Non
         out.print(line, markup=False, soft_wrap=True)
 
 
+def _printing(form: str, out: Console) -> _Blocks | _Statuses | JsonLines:
+    from stepwatch.cli.lines import JsonLines
+
+    if form == "json":
+        return JsonLines(sys.stdout)
+    return _Blocks(out) if form == "text" else _Statuses(out)
+
+
 class _Blocks:
     """Prints what happens, for people."""
 
@@ -266,6 +275,10 @@ class _Blocks:
         elif isinstance(event, Said):
             self._out.print(f"{event.run}: {event.message}", style="yellow", markup=False, soft_wrap=True)
         return False
+
+    def say(self, text: str) -> None:
+        """Something about the watcher itself."""
+        self._out.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def stop(self, status: Status) -> None:
         """Judging ends; that is said elsewhere."""
@@ -293,6 +306,10 @@ class _Statuses:
             return self._elsewhere.tell(event)
         self._print(event.run)
         return isinstance(event, Found)
+
+    def say(self, text: str) -> None:
+        """Something about the watcher itself."""
+        self._elsewhere.say(text)
 
     def stop(self, status: Status) -> None:
         """The rules that have no verdict get none any more."""

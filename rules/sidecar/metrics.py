@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -14,6 +14,7 @@ from stepwatch.rules.sidecar.sidecar import Sidecar
 from stepwatch.rules.telling.courier import Courier
 
 _HEALTHY_SECONDS = 60.0
+_RUN = ("name", "run")  # Prometheus has a label "job" of its own
 
 
 class Metrics:
@@ -50,6 +51,7 @@ class Metrics:
         waiting.set_function(lambda: courier.waiting)
         steps = Gauge("stepwatch_judged_steps", "Steps of live runs that were judged", registry=registry)
         steps.set_function(lambda: sidecar.steps)
+        registry.register(_RunFigures(sidecar))
         self._looked = time.monotonic()
         self._metrics = make_wsgi_app(registry)
         self._server = make_server(host or "127.0.0.1", int(port), self._answer, _Server, _Quiet)
@@ -86,6 +88,29 @@ class Metrics:
         age = time.monotonic() - self._looked
         start("200 OK" if age < _HEALTHY_SECONDS else "503 Service Unavailable", [("Content-Type", "text/plain")])
         return [f"looked at all runs {age:.0f} s ago\n".encode()]
+
+
+class _RunFigures:
+    """Figures of each live run, read when they are asked for, so that a run that is over has none."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+
+    def collect(self) -> Iterator[Any]:
+        """As prometheus-client wants them."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        steps = GaugeMetricFamily("stepwatch_run_step", "Latest training step judged", labels=_RUN)
+        losses = GaugeMetricFamily("stepwatch_run_loss", "Latest training loss", labels=_RUN)
+        times = GaugeMetricFamily("stepwatch_run_step_timestamp_seconds", "When that step was over", labels=_RUN)
+        lags = GaugeMetricFamily("stepwatch_run_lag_seconds", "From then until it was judged", labels=_RUN)
+        for name, run, figures in self._sidecar.figures():
+            steps.add_metric([name, run], figures.step)
+            times.add_metric([name, run], figures.ended)
+            lags.add_metric([name, run], figures.lag)
+            if figures.loss is not None:
+                losses.add_metric([name, run], figures.loss)
+        yield from (steps, losses, times, lags)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -13,6 +13,7 @@ from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
+from stepwatch.rules.figures import Figures
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.hangs import HangWatch
@@ -114,6 +115,11 @@ class WatchedRun:
     def steps(self) -> int:
         """How many steps were judged; 0 once the run is over."""
         return self._analysis.steps if self._analysis is not None else 0
+
+    @property
+    def figures(self) -> Figures | None:
+        """Where the run stands; None once it is over."""
+        return self._analysis.figures if self._analysis is not None else None
 
     @property
     def acting(self) -> bool:

@@ -10,6 +10,7 @@ from stepwatch.probe.store import remote
 from stepwatch.probe.store.discovery import is_run, runs_below
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.figures import Figures
 from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_of
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
@@ -94,6 +95,15 @@ class Sidecar:
     def steps(self) -> int:
         """How many steps of live runs were judged."""
         return sum(run.steps for run in list(self._runs.values()))
+
+    def figures(self) -> list[tuple[str, str, Figures]]:
+        """Name of the job, place and figures of each live run of which a step was judged."""
+        runs = [(run.trace, run.figures) for run in list(self._runs.values())]
+        return [
+            (trace.info.job_name, str(trace.source), figures)
+            for trace, figures in runs
+            if figures is not None and figures.step >= 0
+        ]
 
     def close(self) -> None:
         """Finish the actions under way, for at most 20 seconds, and let another sidecar act."""

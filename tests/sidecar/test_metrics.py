@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -67,3 +72,59 @@ def test_it_listens_on_loopback_only_and_refuses_what_is_no_address(served: Metr
     assert served._server.server_address[0] == "127.0.0.1"
     with pytest.raises(ValueError, match=r"expected \[HOST:\]PORT"):
         Metrics("localhost", None, None)  # type: ignore[arg-type]
+
+
+def test_figures_of_live_runs_are_there_and_those_of_others_are_not(served: Metrics) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(get(served, "/metrics"))}
+    for name, value in (("stepwatch_run_step", 2), ("stepwatch_run_loss", 300)):
+        (sample,) = families[name].samples
+        assert (sample.labels["name"], Path(sample.labels["run"]).name, sample.value) == ("a", "a", value)
+    assert len(families["stepwatch_run_lag_seconds"].samples) == 1
+
+
+def test_grafanas_dashboard_asks_for_what_is_there(served: Metrics) -> None:
+    dashboard = json.loads((Path(__file__).parents[2] / "deploy" / "grafana" / "stepwatch.json").read_text())
+    exposed: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(get(served, "/metrics")):
+        for sample in family.samples:
+            exposed.setdefault(sample.name, set()).update(sample.labels)
+    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [str(each["definition"]) for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    for expression in asked:
+        names = re.findall(r"stepwatch_\w+", expression)
+        assert names and set(names) <= exposed.keys(), expression
+        labels = set(re.findall(r'(\w+)=~?"', expression)) | set(re.findall(r"by \(([^)]*)\)", expression)[:1])
+        known = {"instance", "le"}.union(*(exposed[name] for name in names))
+        assert {label for part in labels for label in part.split(", ")} <= known, expression
+        assert set(re.findall(r"\$(\w+)", expression)) - {"__rate_interval"} <= variables, expression
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in dashboard["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+
+
+def test_a_watcher_logs_lines_of_json(tmp_path: Path, begin: Begin) -> None:
+    begin(tmp_path / "runs" / "a").train(1, 200).end("failed")
+    (tmp_path / "runs" / "newer").mkdir()
+    (tmp_path / "runs" / "newer" / "run.json").write_text('{"format_version": 9}')
+    command = [sys.executable, "-m", "stepwatch.cli", "watch", str(tmp_path / "runs"), "--once", "--format", "json"]
+    rule = tmp_path / "mine.py"
+    rule.write_text("from tests.sidecar.conftest import Spike as Base\n\n\nclass Spike(Base):\n    'The same.'\n")
+    command += ["--state", str(tmp_path / "state"), "--rules", f"{rule}:Spike"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1, done.stderr
+    assert all({"time", "level", "event", "message"} <= line.keys() for line in lines)
+    events = [line["event"] for line in lines]
+    assert {"begun", "found", "ended", "said"} <= set(events) and events.index("begun") < events.index("found")
+    (found,) = (line for line in lines if line["event"] == "found")
+    assert (found["level"], found["finding"]["rule"]) == ("error", "Spike")
+    assert found["run"].endswith("runs/a")
+    (ended,) = (line for line in lines if line["event"] == "ended")
+    assert (ended["status"], ended["findings"]) == ("failed", 1)
