@@ -13,6 +13,7 @@ from stepwatch.cli.errors import INTERRUPTED, fail
 
 _COMMANDS = {
     "run": "record a training script with no change to it",
+    "sample": "record what a job that has no hook does to its machine",
     "analyze": "evaluate rules over finished or live runs",
     "watch": "follow live runs, judge them, act",
     "show": "summarise a run in the terminal",

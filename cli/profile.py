@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.follower import NodeCursor
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.schema import FLOPS_SCALAR, PEAK_SECONDS_SCALAR, TOKENS_SCALAR
 
 PHASES = ("loader", "checkpoint", "data", "forward", "backward", "optimizer", "other")
 """They add up to a step; ``data`` is what passes before the forward pass beside the loader and checkpoints."""
@@ -85,7 +86,32 @@ def time_profile(trace: Trace) -> dict[str, Any]:
         "collectives": {str(rank): share_of(times, "collective") for rank, times in by_rank.items()},
         "outliers": [] if first is None else outliers(first),
         "loading": None if first is None else loading(first),
+        "throughput": throughput(trace, by_rank),
     }
+
+
+def throughput(trace: Trace, by_rank: Mapping[int, pd.DataFrame]) -> dict[str, float]:
+    """What all ranks together do in a second of their usual (median) training steps, where it is known.
+
+    ``samples_per_second`` from the batches of DataLoaders; ``tokens_per_second`` and ``flops_per_second`` from the
+    one step of each rank in which they were counted; ``flops_utilization``, what these are of what the devices could
+    do at best, 0 to 1.
+    """
+    names = {FLOPS_SCALAR: "flops", TOKENS_SCALAR: "tokens", PEAK_SECONDS_SCALAR: "seconds_at_peak"}
+    rows = trace.table("scalars", columns=["name", "value"], names=list(names)).to_pandas()
+    counted = rows.groupby(["rank", "name"])["value"].last()
+    rates: dict[str, list[float]] = {}
+    for rank, times in by_rank.items():
+        seconds = float(times["duration"].median()) / 1e3
+        if times["samples"].any():
+            rates.setdefault("samples", []).append(float(times["samples"].median()) / seconds)
+        for scalar, name in names.items():
+            if (rank, scalar) in counted.index:
+                rates.setdefault(name, []).append(float(counted[rank, scalar]) / seconds)
+    found = {f"{name}_per_second": sum(rates[name]) for name in ("samples", "tokens", "flops") if name in rates}
+    if "seconds_at_peak" in rates:
+        found["flops_utilization"] = float(np.mean(rates["seconds_at_peak"]))
+    return found
 
 
 def _seconds(trace: Trace, times: pd.DataFrame | None) -> dict[str, float]:

@@ -86,6 +86,8 @@ def looked_at(result: RuleResult) -> str:
     if coverage.missing:
         return "; ".join(coverage.missing)
     text = f"{coverage.steps} steps ({coverage.first_step} to {coverage.last_step})"
+    if not coverage.steps:
+        text = "samples of the machine"
     if coverage.margin is not None and result.status is not Status.ISSUES_FOUND:
         text += f", came {100 * min(coverage.margin, 1.0):.0f} % of the way to firing"
     return text

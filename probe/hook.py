@@ -332,6 +332,7 @@ class Hook(StepObserver):
         waits.unlisten(self._steps.clock)
         lifecycle.unregister(self)
         self._tensors.disarm()
+        self._work.close()
         for handle in self._handles:
             handle.remove()
         self._sampler.stop()
@@ -431,6 +432,7 @@ class Hook(StepObserver):
         """Several times a second, from the sampler's thread."""
         if self._recorded:
             self._heart.beat(self.step, *self._steps.clock.activity)
+        self._allocator.poll()
         self._poll_stop()
         self._profiler.poll(self.step, self._step_seconds)
         self._governor.exchange(self.step, self._step_seconds)

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from stepwatch.probe import lifecycle
+from stepwatch.probe.allocator import AllocatorStatistics
 from stepwatch.probe.arguments import learning_rates, loss_name
 from stepwatch.probe.capture import Tap, flatten
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.collectives import BackwardWait
+from stepwatch.probe.flops import StepWork
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.inputs import InputWatch
 from stepwatch.probe.loop import TrainingLoop
@@ -96,6 +98,8 @@ class StepObserver:
         self._writer = writer
         self._steps = StepTracker(registry, schedule, governor, self._submit)
         self._backward_wait = BackwardWait(self._steps.clock)
+        self._work = StepWork()
+        self._allocator = AllocatorStatistics()
         self._inputs = InputWatch(self._steps.clock)
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
@@ -161,11 +165,13 @@ class StepObserver:
         self._in_backward = True
         self._steps.clock.begin("backward_ns")
         self._backward_wait.begins(losses)
+        self._work.backward_begins()
 
     @guarded
     def backward_ends(self) -> None:
         """The backward pass returned."""
         self._in_backward = False
+        self._work.backward_ends()
         self._backward_wait.ends()
         self._steps.clock.end("backward_ns")
 
@@ -219,7 +225,14 @@ class StepObserver:
         self._inputs.release()
         if optimizer is self._optimizers[0]:
             self._tensors.pause()
+            self._count_work(record)
             self._steps.updated()
+
+    def _count_work(self, record: OpenRecord | None) -> None:
+        counted = self._work.step_ended([capture.root for capture in self._tensors.models])
+        if record is not None:
+            for name, amount in counted.items():
+                record.add_scalar(name, amount)
 
     def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
         self._tensors.see_loss(record, name, loss, module_type)
@@ -275,6 +288,8 @@ class StepObserver:
         self._writer.describe(info)
 
     def _submit(self, record: OpenRecord) -> None:
+        if record.timing:
+            record.timing.update(self._allocator.latest)
         if record.mode in TRAINING and record.timing:
             self._step_seconds = record.timing.get("duration_ns", 0) / 1e9
         self._writer.submit(record.close(self._tensors.intern))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import psutil
 from stepwatch.probe.system.cgroup import ControlGroup
 from stepwatch.probe.system.node import Cores, Disks, Memory, Network, Pressure, Processors, Volumes
 from stepwatch.probe.system.nvidia import NvidiaDevices
-from stepwatch.probe.system.process import OwnProcess, ProcessTree
+from stepwatch.probe.system.process import OneProcess, ProcessTree
 from stepwatch.probe.system.source import Reading, Source
 
 log = logging.getLogger("stepwatch")
@@ -39,6 +40,7 @@ class SystemSampler:
         tick: other work for the same thread; its errors are its own business.
         sampling: False leaves the samples to another process of this node.
         volumes: directories whose volumes are watched for room.
+        process: the process that is the job, with its descendants; this one by default.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SystemSampler:
         *,
         sampling: bool = True,
         volumes: Sequence[Path] = (),
+        process: psutil.Process | None = None,
     ) -> None:
         if interval != 0 and interval < SHORTEST_INTERVAL:
             raise ValueError(
@@ -58,6 +61,7 @@ class SystemSampler:
         self._submit = submit
         self._tick = tick
         self._volumes = volumes
+        self._process = process
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stepwatch-sampler", daemon=True)
 
@@ -72,7 +76,7 @@ class SystemSampler:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        pace = Pace(open_sources(self._volumes), self._interval) if self._interval else None
+        pace = Pace(open_sources(self._volumes, self._process), self._interval) if self._interval else None
         next_tick = next_sample = time.monotonic()
         while True:
             now = time.monotonic()
@@ -89,8 +93,14 @@ class SystemSampler:
                 return
 
 
-def open_sources(volumes: Sequence[Path]) -> list[Source]:
-    """Everything that this machine lets itself be asked; what it lacks is said once, at level INFO."""
+def open_sources(volumes: Sequence[Path], process: psutil.Process | None = None) -> list[Source]:
+    """Everything that this machine lets itself be asked; what it lacks is said once, at level INFO.
+
+    Args:
+        volumes: directories whose volumes are watched for room, beside that of the job's own and of shared memory.
+        process: the process that is the job; this one by default.
+    """
+    pid = process.pid if process else os.getpid()
     makers: list[Callable[[], Source]] = [
         Processors,
         Cores,
@@ -98,10 +108,10 @@ def open_sources(volumes: Sequence[Path]) -> list[Source]:
         Disks,
         Network,
         Pressure,
-        ControlGroup,
-        OwnProcess,
-        ProcessTree,
-        lambda: Volumes([*volumes, Path.cwd(), Path("/dev/shm")]),
+        lambda: ControlGroup(membership=Path(f"/proc/{pid}/cgroup")),
+        lambda: OneProcess(process),
+        lambda: ProcessTree(process),
+        lambda: Volumes([*volumes, Path(process.cwd() if process else Path.cwd()), Path("/dev/shm")]),
     ]
     sources: list[Source] = []
     for make in makers:
@@ -110,7 +120,7 @@ def open_sources(volumes: Sequence[Path]) -> list[Source]:
         except (psutil.Error, OSError, RuntimeError, ValueError) as error:
             log.info("part of the machine is not sampled: %s", error)
     try:
-        sources += NvidiaDevices().sources()
+        sources += NvidiaDevices(pid).sources()
     except RuntimeError as error:
         log.info("no GPU is sampled: %s", error)
     return sources

@@ -55,6 +55,7 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "SlowCheckpointing": "GpuStarved",
         "StragglerRank": "CommunicationBound GpuStarved",
         "CommunicationBound": "GpuStarved",
+        "GpuStarved": "SmallBatch",
         "GpuOverheating": "StragglerRank CommunicationBound StepTimeDrift",
     }.items()
 }  # fmt: skip

@@ -52,6 +52,8 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
         _phase_table(times),
         _job_table(numbers["seconds"]),
     ]
+    if numbers["throughput"]:
+        parts.append(_throughput_table(numbers["throughput"]))
     if len(numbers["ranks"]) > 1:
         parts.append(_rank_table(numbers))
     if numbers["outliers"]:
@@ -115,6 +117,18 @@ def _job_table(seconds: dict[str, float]) -> Part:
         for name, value in seconds.items()
     ]
     return Part("The job", "From the hook's start to the end.", head=("part", "time", "share"), rows=rows)
+
+
+def _throughput_table(throughput: dict[str, float]) -> Part:
+    spoken = {
+        "samples_per_second": ("samples a second", "{:.4g}"),
+        "tokens_per_second": ("tokens a second", "{:.4g}"),
+        "flops_per_second": ("floating-point operations a second", "{:.3g}"),
+        "flops_utilization": ("of the devices' peak (MFU)", "{:.1%}"),
+    }
+    rows = [(what, form.format(throughput[name])) for name, (what, form) in spoken.items() if name in throughput]
+    text = "Of all ranks, at their median step. Operations and tokens are those of one step after the warm-up."
+    return Part("Throughput", text, head=("", "value"), rows=rows)
 
 
 def _rank_table(numbers: dict[str, Any]) -> Part:

@@ -8,12 +8,20 @@ import pyarrow as pa
 
 from stepwatch.probe.store.schema import TABLES
 
-ADDED_COLUMNS = pa.schema(
-    [
-        TABLES["steps"].field(name)
-        for name in ("loader_ns", "checkpoint_ns", "samples", "loader_workers", "collective_ns")
-    ]
+_NAMES = (
+    "loader_ns",
+    "checkpoint_ns",
+    "samples",
+    "loader_workers",
+    "collective_ns",
+    "allocated_bytes",
+    "peak_bytes",
+    "reserved_bytes",
+    "fragmented_bytes",
+    "allocation_retries",
 )
+
+ADDED_COLUMNS = pa.schema([TABLES["steps"].field(name) for name in _NAMES])
 """All of ``steps``."""
 
 

@@ -81,6 +81,11 @@ TABLES: dict[str, pa.Schema] = {
             ("samples", pa.int64()),
             ("loader_workers", pa.int64()),
             ("collective_ns", pa.int64()),
+            ("allocated_bytes", pa.int64()),
+            ("peak_bytes", pa.int64()),
+            ("reserved_bytes", pa.int64()),
+            ("fragmented_bytes", pa.int64()),
+            ("allocation_retries", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID
@@ -151,6 +156,15 @@ CLIP_LIMIT_SCALAR = "grad_clip/max_norm"
 CLIP_VALUE_SCALAR = "grad_clip/max_value"
 """Scalar recorded by the hook at saved steps: the magnitude that clip_grad_value_ allowed."""
 
+FLOPS_SCALAR = "stepwatch/flops"
+"""Scalar recorded by the hook at one step after the warm-up: floating-point operations of its passes, on this rank."""
+
+PEAK_SECONDS_SCALAR = "stepwatch/seconds_at_peak"
+"""Scalar beside it: the time that they take at the peak of the device, where that is known."""
+
+TOKENS_SCALAR = "stepwatch/tokens"
+"""Scalar beside it: tokens that the model was given in this step, on this rank."""
+
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 
@@ -166,8 +180,14 @@ TIMING_COLUMNS: tuple[str, ...] = (
     "samples",
     "loader_workers",
     "collective_ns",
+    "allocated_bytes",
+    "peak_bytes",
+    "reserved_bytes",
+    "fragmented_bytes",
+    "allocation_retries",
 )
-"""Columns of ``steps`` that a step's timing fills: nanoseconds, and beside them what the loader delivered."""
+"""Columns of ``steps`` that a step's timing fills: nanoseconds, and beside them what the loader delivered and what the
+allocator of device memory held."""
 
 REDUCTION_QUANTITY = "reduction/"
 """Prefix of derived quantities that are reductions as smdebug saved them (``reduction/abs_mean``): one number each."""

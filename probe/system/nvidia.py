@@ -24,12 +24,17 @@ class NvidiaDevices:
 
     MIG instances are devices of their own, with a UUID of their own; of them the driver tells memory only.
 
+    Args:
+        pid: the process whose own memory is told apart; this one by default.
+
     Raises:
         RuntimeError: there is no driver, or no device; says why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int | None = None) -> None:
         import pynvml
+
+        self.pid = pid or os.getpid()
 
         self.nvml: Any = pynvml
         self.failure: type[Exception] = pynvml.NVMLError
@@ -130,6 +135,7 @@ class _Health(_Fields):
     period = 5.0
 
     def __init__(self, devices: NvidiaDevices) -> None:
+        self._pid = devices.pid
         super().__init__(devices)
         self._uuids = {_address(handle): uuid for uuid, handle in devices.physical.items()}
         self._events: Any = None
@@ -150,7 +156,7 @@ class _Health(_Fields):
         yield "power_limit_watts", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
         yield "clock_memory_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)
         yield "processes", lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        yield "own_memory_bytes", lambda: _own_memory(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        yield "own_memory_bytes", lambda: _own_memory(self._pid, nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         for name, kind in (("corrected", "CORRECTED"), ("uncorrected", "UNCORRECTED")):
             which = (getattr(nvml, f"NVML_MEMORY_ERROR_TYPE_{kind}"), nvml.NVML_VOLATILE_ECC)
             yield f"ecc_{name}", partial(nvml.nvmlDeviceGetTotalEccErrors, handle, *which)
@@ -201,9 +207,9 @@ class _Traffic(_Fields):
         return float(value.value.ullVal) * 1024
 
 
-def _own_memory(processes: list[Any]) -> float:
-    """Bytes that this process holds on the device; 0 where the driver knows other process numbers (containers)."""
-    return float(sum(each.usedGpuMemory or 0 for each in processes if each.pid == os.getpid()))
+def _own_memory(pid: int, processes: list[Any]) -> float:
+    """Bytes that the process holds on the device; 0 where the driver knows other process numbers (containers)."""
+    return float(sum(each.usedGpuMemory or 0 for each in processes if each.pid == pid))
 
 
 def _address(handle: Any) -> int:

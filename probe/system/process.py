@@ -12,11 +12,15 @@ from stepwatch.probe.system.source import Rates, Reading, Source
 _TREE_SECONDS = 5.0
 
 
-class OwnProcess(Source):
-    """This process: device ``process``."""
+class OneProcess(Source):
+    """The process that trains: device ``process``.
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    Args:
+        process: this one by default.
+    """
+
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self._process = process or psutil.Process()
         self._process.cpu_percent()
 
     def read(self, now: float) -> Iterator[Reading]:
@@ -34,11 +38,14 @@ class ProcessTree(Source):
     They are this one and its descendants (data loader workers), and where a launcher has started several ranks
     on the node the launcher and all of its. Memory is the sum of resident sets: what processes share counts
     in each.
+
+    Args:
+        root: another process, which is then the job with its descendants.
     """
 
-    def __init__(self) -> None:
-        own = psutil.Process()
-        several = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) > 1
+    def __init__(self, root: psutil.Process | None = None) -> None:
+        own = root or psutil.Process()
+        several = root is None and int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) > 1
         self._root = (own.parent() or own) if several else own
         self._known: dict[int, psutil.Process] = {}
         self._listed = -_TREE_SECONDS

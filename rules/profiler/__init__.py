@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepwatch.rules.profiler.allocation import Fragmentation, SmallBatch
 from stepwatch.rules.profiler.communication import CommunicationBound
 from stepwatch.rules.profiler.devices import ContainerThrottled, DeviceErrors, GpuOverheating, GpuStarved
 from stepwatch.rules.profiler.loading import DataLoadingBound
@@ -22,7 +23,9 @@ PROFILER: tuple[type[Rule], ...] = (
     DiskFilling,
     SlowCheckpointing,
     ContainerThrottled,
+    Fragmentation,
     GpuStarved,
+    SmallBatch,
     GpuOverheating,
 )
 """In the order in which they are reported: what stops a job first, then what slows it."""
