@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from stepwatch.rules.actions import Action
     from stepwatch.rules.finding import Status
     from stepwatch.rules.service.statuses import EvaluationStatuses
+    from stepwatch.rules.sidecar.metrics import Metrics
+    from stepwatch.rules.sidecar.otlp import OpenTelemetry
     from stepwatch.rules.sidecar.policy import Policy
     from stepwatch.rules.sidecar.policy_file import PolicyFile
     from stepwatch.rules.sidecar.run import Event
+    from stepwatch.rules.sidecar.sidecar import Sidecar
     from stepwatch.rules.telling.courier import Courier
 
 _SECONDS = click.FloatRange(min=0)
@@ -58,8 +61,8 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--study",
     metavar="SETTINGS",
-    help='Give up unpromising trials among runs that share a directory: "grace=500,median", "grace=500,halving", '
-    '"grace=500,patience=2000,objective=accuracy:max".',
+    help='Give up unpromising trials among runs that share a directory: "grace=500", with objective=NAME, median, halving, '
+    "patience=STEPS; see docs/tuning.md.",
 )
 @click.option(
     "--interval",
@@ -74,6 +77,7 @@ _SECONDS = click.FloatRange(min=0)
     help="Directory for the records of runs that cannot be written; $XDG_STATE_HOME/stepwatch by default.",
 )
 @click.option("--listen", metavar="[HOST:]PORT", help="Serve /metrics and /healthz, on 127.0.0.1 by default.")
+@click.option("--otlp", metavar="URL", help="Send metrics and findings to an OpenTelemetry collector, by OTLP/HTTP.")
 @click.option(
     "--format",
     "form",
@@ -103,6 +107,7 @@ def command(
     interval: float,
     state: Path | None,
     listen: str | None,
+    otlp: str | None,
     form: str,
     once: bool,
 ) -> None:
@@ -116,7 +121,6 @@ def command(
     from stepwatch.cli.render import console
     from stepwatch.rules.finding import Status
     from stepwatch.rules.sidecar.changes import Changes
-    from stepwatch.rules.sidecar.metrics import Metrics
     from stepwatch.rules.sidecar.places import default_state_dir
     from stepwatch.rules.sidecar.policy_file import PolicyFile
     from stepwatch.rules.sidecar.sidecar import Sidecar
@@ -139,7 +143,7 @@ def command(
         _explain(out, directories, file, always)
         return
     sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
-    metrics = Metrics(listen, sidecar, courier) if listen else None
+    observers = _observers(listen, otlp, sidecar, courier)
     found, version = False, 0
     shown = _printing(form, out)
     courier.start()
@@ -155,10 +159,10 @@ def command(
                     sidecar.renew()
                 for event in sidecar.look():
                     found |= shown.tell(event)
-                    if metrics:
-                        metrics.see(event)
-                if metrics:
-                    metrics.looked(time.monotonic() - began)
+                    for each in observers:
+                        each.see(event)
+                for each in observers:
+                    each.looked(time.monotonic() - began)
                 if once and sidecar.all_ended():
                     break
                 changes.wait(time.monotonic() - began, ending)
@@ -169,9 +173,20 @@ def command(
         sidecar.close()
         shown.stop(Status.STOPPED)
         courier.close()
-        if metrics:
-            metrics.close()
+        for each in observers:
+            each.close()
     raise SystemExit(errors.ISSUES_FOUND if found else errors.NOTHING_FOUND)
+
+
+def _observers(
+    listen: str | None, otlp: str | None, sidecar: Sidecar, courier: Courier
+) -> list[Metrics | OpenTelemetry]:
+    """Those who are told of every event, and of every look."""
+    from stepwatch.rules.sidecar.metrics import Metrics
+    from stepwatch.rules.sidecar.otlp import OpenTelemetry
+
+    observers: list[Metrics | OpenTelemetry] = [Metrics(listen, sidecar, courier)] if listen else []
+    return [*observers, OpenTelemetry(otlp, sidecar, courier)] if otlp else observers
 
 
 def _listen_for_the_end() -> Callable[[], bool]:
