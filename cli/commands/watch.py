@@ -61,7 +61,7 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--study",
     metavar="SETTINGS",
-    help='Give up unpromising trials among runs that share a directory: "grace=500", with objective=NAME, median, halving, '
+    help='Give up unpromising trials among runs that share a directory: "grace=500", objective=NAME, median, halving, '
     "patience=STEPS; see docs/tuning.md.",
 )
 @click.option(
