@@ -33,7 +33,7 @@ _COMMANDS = {
     "upload": "copy to an object store what a job could not copy itself",
     "stop": "ask a running job to stop after its checkpoint",
     "import": "turn a log of scalars, a trace of torch.profiler, or what smdebug wrote into a run",
-    "export": "write a run as smdebug would have",
+    "export": "write a run in the format of another tool",
     "demo": "train a healthy and a faulty model side by side",
 }
 

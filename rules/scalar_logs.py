@@ -44,16 +44,20 @@ def read_log(path: str | os.PathLike[str]) -> list[StepRecord]:
     Args:
         path: a CSV file with a header or a JSONL file, wide (a column per scalar) or long (columns for the step, the
             name and the value); the ``trainer_state.json`` of a Hugging Face Trainer; a TensorBoard event file or a
-            directory of them.
+            directory of them; an offline run of W&B.
 
     Raises:
         TraceError: a file that cannot be read as such a log, or holds no scalars.
-        ImportError: an event file without the package tensorboard.
+        ImportError: an event file without the package tensorboard, a run of W&B without its client.
     """
+    from stepwatch.rules.wandb_logs import offline_run, read_offline_run
+
     path = Path(path)
     if not path.exists():
         raise TraceError(f"{path}: no such file")
-    if path.is_dir() or ".tfevents." in path.name:
+    if (offline := offline_run(path)) is not None:
+        points = read_offline_run(offline)
+    elif path.is_dir() or ".tfevents." in path.name:
         from stepwatch.rules.tensorboard_logs import read_events
 
         points = read_events(path)

@@ -34,7 +34,7 @@ _EXPLAINED_RUNS = 10
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Judge a log of scalars instead of a run: CSV, JSONL, trainer_state.json, TensorBoard event files.",
+    help="Judge a log of scalars instead of a run: CSV, JSONL, trainer_state.json, TensorBoard, W&B offline.",
 )
 @click.option(
     "--rules",

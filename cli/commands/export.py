@@ -32,9 +32,9 @@ def _chrome(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
 
 
 def _csv(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
-    from stepwatch.cli.export_tables import export_csv
+    from stepwatch.cli.export_tables import export_tables
 
-    return f"{export_csv(trace, destination, list(ranks) or None)} rows"
+    return f"{export_tables(trace, destination, 'csv', list(ranks) or None)} rows"
 
 
 def _tensorboard(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
@@ -43,11 +43,34 @@ def _tensorboard(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str
     return f"{export_tensorboard(trace, destination, list(ranks) or None)} values"
 
 
+def _arrow(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.export_tables import export_tables
+
+    return f"{export_tables(trace, destination, 'arrow', list(ranks) or None)} rows"
+
+
+def _wandb(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.export_trackers import export_wandb
+
+    return (
+        f"{export_wandb(trace, destination, ranks)} values; wandb sync {destination}/wandb/offline-run-* uploads them"
+    )
+
+
+def _mlflow(trace: Trace, destination: Path, ranks: tuple[int, ...]) -> str:
+    from stepwatch.cli.export_trackers import export_mlflow
+
+    return f"{export_mlflow(trace, destination, ranks)} values; mlflow ui --backend-store-uri {destination} shows them"
+
+
 _FORMATS: dict[str, Callable[[Trace, Path, tuple[int, ...]], str]] = {
+    "arrow": _arrow,
     "chrome": _chrome,
     "csv": _csv,
+    "mlflow": _mlflow,
     "smdebug": _smdebug,
     "tensorboard": _tensorboard,
+    "wandb": _wandb,
 }
 
 
@@ -63,7 +86,10 @@ def command(run: Path, destination: Path, form: str, ranks: tuple[int, ...]) -> 
     chrome: steps, phases, counters and findings as one file for Perfetto (ui.perfetto.dev) or chrome://tracing;
     compressed where its name ends in .gz.
 
-    csv: a new directory with a file per table: scalars, stats, steps, system, findings.
+    csv, arrow: a new directory with a file per table: scalars, stats, steps, system, findings.
+
+    wandb, mlflow: a new directory with an offline run of W&B, or a file store of MLflow, by their own clients: scalars,
+    and of each tensor its root mean square, of one rank.
 
     tensorboard: a new directory of event files: scalars, and of each tensor its root mean square and largest magnitude,
     at no more than 1,000 of the saved steps.

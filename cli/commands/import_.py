@@ -17,8 +17,8 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
     """Turn what other tools wrote into a RUN.
 
     SOURCE is a directory that smdebug, or SageMaker's profiler, wrote; a log of scalars: a CSV or JSONL file, the
-    trainer_state.json of a Hugging Face Trainer, a TensorBoard event file or a directory of them; or what
-    torch.profiler exported (.json, .json.gz), one file for each rank, or a directory of them.
+    trainer_state.json of a Hugging Face Trainer, a TensorBoard event file or a directory of them, an offline run of
+    W&B; or what torch.profiler exported (.json, .json.gz), one file for each rank, or a directory of them.
 
     Nothing of what smdebug saved is lost: whole tensors, saved reductions, shapes, modes, workers, collections. Every
     command also reads such a directory as it is; a run is smaller and quicker to read.
