@@ -38,6 +38,7 @@ from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
 from stepwatch.probe.store.checkpoints import note_checkpoint
+from stepwatch.probe.store.control import RecentWatcher
 from stepwatch.probe.store.labels import change_labels, checked_tags
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.remote import is_url
@@ -134,6 +135,7 @@ class Hook(StepObserver):
         self._uploader = Uploader(os.fspath(out_dir), first_of_node=first_of_node) if is_url(out_dir) else None
         self.out_dir = self._uploader.folder if self._uploader else Path(out_dir).expanduser()
         hearing_seconds = HEARING_SECONDS if self._uploader else _HEARING_SECONDS
+        self._recent = RecentWatcher(self.out_dir)
         self._stopper = Stopper(self.out_dir, self.rank, world_size, stop, checkpoint, hearing_seconds)
         self._recorded = is_recorded(ranks, self.rank, first_of_node)
         self._sampler = SystemSampler(
@@ -434,6 +436,8 @@ class Hook(StepObserver):
             self._heart.beat(self.step, *self._steps.clock.activity)
         self._allocator.poll()
         self._poll_stop()
+        if self._recent.asked():
+            self._suspect()
         self._profiler.poll(self.step, self._step_seconds)
         self._governor.exchange(self.step, self._step_seconds)
         with self._lock:

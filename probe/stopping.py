@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,8 @@ class Stopper:
         self._style = style
         self._checkpoint = checkpoint
         self._hearing_seconds = hearing_seconds
-        self._since = time.time_ns()
+        before = read_agreement(run_dir)
+        self._before = before.request_id if before is not None else None
         self._watcher = StopWatcher(run_dir)
         self._agreement: Agreement | None = None
         self.stopped = False
@@ -105,7 +105,7 @@ class Stopper:
             return
         if self._world_size > 1 and self._rank != 0:
             agreed = read_agreement(self._run_dir)
-            if agreed is not None and agreed.time_ns >= self._since:
+            if agreed is not None and agreed.request_id != self._before:
                 self._agreement = agreed
             return
         request = self._watcher.poll()

@@ -187,14 +187,17 @@ class Dispatcher:
         """Whether everything handed over is done and recorded."""
         return not self._unwritten and all(worker.idle for worker in self._workers)
 
-    def dispatch(self, findings: Sequence[Finding]) -> None:
+    def dispatch(self, findings: Sequence[Finding]) -> list[Finding]:
         """Record what is new, and have it acted upon. No failure hides a finding or keeps others from acting.
 
         What could not be recorded is tried again by the next call, also one with no findings.
+
+        Returns:
+            Those that nobody had recorded before.
         """
         if not findings:
             self._write()
-            return
+            return []
         history = _History(self._run_dir, self._records)
         findings = [history.with_checkpoint(finding) for finding in findings]
         new = [finding for finding in findings if finding.id not in history.found]
@@ -211,6 +214,7 @@ class Dispatcher:
                 ):
                     self._handed.add(key)
                     worker.submit(finding, attempt)
+        return new
 
     def _write(self) -> None:
         try:

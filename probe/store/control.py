@@ -3,7 +3,8 @@
 A request is one file for all ranks. In a job of several, rank 0 says at which step all of them stop: a rank that
 stopped a step earlier would leave the others waiting for it in a collective. Each rank answers with a file of its
 own when it has stopped. A request
-made before the current attempt of a rank began was meant for the attempt before, and is ignored.
+that is there when an attempt of a rank begins was meant for the attempt before, and is ignored; no clock is asked, as
+those who ask may have another.
 """
 
 from __future__ import annotations
@@ -170,17 +171,35 @@ class ChangingFile:
         return self._stamp != before
 
 
+def ask_for_recent(run_dir: Path) -> None:
+    """Ask every rank to write what it kept back of the last steps: something was found from outside."""
+    write_json(run_dir / "control" / "recent.json", {"time_ns": time.time_ns()})
+
+
+class RecentWatcher:
+    """Looks for requests for the last steps; one that is there when it is created was meant for an earlier attempt."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = ChangingFile(run_dir / "control" / "recent.json")
+        self._file.changed()
+
+    def asked(self) -> bool:
+        """Whether there is a new request."""
+        return self._file.changed()
+
+
 class StopWatcher:
-    """Looks for requests made since it was created."""
+    """Looks for requests made since it was created, by whatever clock."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._file = ChangingFile(run_dir / "control" / "stop.json")
-        self._since = time.time_ns()
+        before = read_request(run_dir)
+        self._before = before.id if before is not None else None
 
     def poll(self) -> StopRequest | None:
         """A request that has not been returned before, or None."""
         if not self._file.changed():
             return None
         request = read_request(self._run_dir)
-        return request if request is not None and request.time_ns >= self._since else None
+        return request if request is not None and request.id != self._before else None

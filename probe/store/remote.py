@@ -29,6 +29,7 @@ STATE_FILE = ".replica.json"
 _LOCK_FILE = ".replica.lock"
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CHUNK = 8 << 20
+_ASKED = (["control", "stop.json"], ["control", "recent.json"])
 _COPIES = "copies"
 
 Stamp = list[int]
@@ -262,7 +263,7 @@ def _everything(path: str) -> bool:
 def _is_asked(path: str) -> bool:
     """Whether a file of a run is written by those who read it."""
     parts = path.split("/")
-    return "findings" in parts[:-1] or parts[-2:] == ["control", "stop.json"] or parts[-1] == LABELS_FILE
+    return "findings" in parts[:-1] or parts[-2:] in _ASKED or parts[-1] == LABELS_FILE
 
 
 def open_store(url: str) -> tuple[pafs.FileSystem, str]:

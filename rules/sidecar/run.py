@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwatch.probe.store.control import ask_for_recent
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import Dispatcher
@@ -110,6 +111,7 @@ class WatchedRun:
         self._warned: set[str] = set()
         self._live = True
         self._live_asked = 0.0
+        self._moved = time.monotonic()
 
     @property
     def steps(self) -> int:
@@ -125,6 +127,11 @@ class WatchedRun:
     def acting(self) -> bool:
         """Whether it is this sidecar that acts on the run, as far as is known."""
         return self._acting is not False
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which nothing has happened: nothing was written, and nothing is to be done."""
+        return time.monotonic() - self._moved if self.idle else 0.0
 
     @property
     def idle(self) -> bool:
@@ -167,9 +174,7 @@ class WatchedRun:
         if self._analysis is None:
             self._analysis = LiveAnalysis(self.trace, self.policy.specs)
             events.append(Begun(self.trace.source, self.trace.info.job_name, self.policy.specs))
-        if begun or not self._ranks:
-            self._ranks = {rank: RankStamps(self.trace.path, rank) for rank in self.trace.ranks} | self._ranks
-        changed = [rank for rank, stamps in self._ranks.items() if stamps.changed() or begun or ended]
+        changed = self._changed_ranks(begun, ended)
         live = self._is_live(ask=begun or ended or not changed)
         self.trace.refresh()
         findings: list[Finding] = []
@@ -197,6 +202,15 @@ class WatchedRun:
             events.append(Ended(self.trace.source, self.trace.status(), len(self.told), results))
         return events
 
+    def _changed_ranks(self, begun: bool, ended: bool) -> list[int]:
+        """Ranks that may have written something."""
+        if begun or not self._ranks:
+            self._ranks = {rank: RankStamps(self.trace.path, rank) for rank in self.trace.ranks} | self._ranks
+        changed = [rank for rank, stamps in self._ranks.items() if stamps.changed() or begun or ended]
+        if changed:
+            self._moved = time.monotonic()
+        return changed
+
     def _act(self) -> list[Event]:
         if self.ended and not self._pending:
             if self._dispatcher.idle:
@@ -212,7 +226,8 @@ class WatchedRun:
         took_over = self._acting is False
         self._acting = True
         pending, self._pending = self._pending, []
-        self._dispatcher.dispatch(pending)
+        if self._dispatcher.dispatch(pending) and not self.ended and self._records == self.trace.path:
+            ask_for_recent(self.trace.path)
         self._resolutions.look()
         return [Said(self.trace.source, "the other has gone; this one acts from now on")] if took_over else []
 

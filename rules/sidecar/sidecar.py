@@ -15,7 +15,10 @@ from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_o
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
 
-_WALK_SHARE = 0.02  # of the time may be spent on looking for new runs
+_WALK_SHARE = 0.005  # of the time may be spent on looking for new runs
+_REST_SHARE = 0.005  # of the time may be spent on looking at runs in which nothing happens
+_REST_OF_SILENCE = 0.05
+_LONGEST_REST = 5.0
 _WALK_SECONDS = 1.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -52,6 +55,8 @@ class Sidecar:
         self._outdated: set[Path] = set()
         self._troubles: dict[Path, _Trouble] = {}
         self._next_walk = 0.0
+        self._resting: dict[Path, float] = {}
+        self._longest_rest = 0.0
 
     def look(self) -> Iterator[Event]:
         """Judge what is new in every run, and act on it."""
@@ -60,9 +65,10 @@ class Sidecar:
             yield from self._search()
             took = time.monotonic() - began
             self._next_walk = began + max(_WALK_SECONDS, took / _WALK_SHARE)
+        began = time.monotonic()
         for path, run in list(self._runs.items()):
             trouble = self._troubles.get(path)
-            if trouble is not None and not trouble.due():
+            if (trouble is not None and not trouble.due()) or self._resting.get(path, 0.0) > began:
                 continue
             try:
                 if path in self._outdated and (run.idle or not run.acting):
@@ -70,8 +76,11 @@ class Sidecar:
                 else:
                     yield from run.look()
                 self._troubles.pop(path, None)
+                self._resting[path] = began + min(_REST_OF_SILENCE * run.silent, self._longest_rest)
             except (TraceError, OSError) as error:
                 yield from self._troubled(path, error)
+        # Where a round takes no time to speak of there is nothing to be saved.
+        self._longest_rest = min((time.monotonic() - began) / _REST_SHARE, _LONGEST_REST)
 
     def renew(self) -> None:
         """Policies have changed: look for that of each live run again, as soon as none of its actions is under way."""
@@ -117,6 +126,7 @@ class Sidecar:
             yield Said(path, "has gone; no longer watched")
             self._runs.pop(path).close(_CLOSE_SECONDS)
             self._outdated.discard(path)
+            self._resting.pop(path, None)
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from torch import nn
 
 from stepwatch.probe import SaveConfig
 from stepwatch.probe.hook import Hook
+from stepwatch.probe.store.control import ask_for_recent
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.recent import RECENT_STEPS
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.replay import analyze
+from stepwatch.rules.sidecar.policy import Policy
+from stepwatch.rules.sidecar.sidecar import Sidecar
+from tests.sidecar.conftest import SPECS
 
 from .conftest import Net, batch, frame
 
@@ -106,3 +111,32 @@ def test_the_steps_before_a_finding_are_written_and_judged_as_little_as_before(t
     (recorded,) = Trace(run).findings()
     (offline,) = analyze(Trace(run), configure([f"{own}:StepsWithStatistics"])).findings
     assert recorded["value"] == offline.value == 0
+
+
+def test_the_steps_before_a_finding_of_a_sidecar_are_written(tmp_path: Path, job) -> None:
+    hook, model, optimizer = job(save_config=RARELY)
+    train(hook, model, optimizer, 40)
+    hook._writer.flush()
+    sidecar = Sidecar([tmp_path], lambda trace: Policy("all", tuple(SPECS)), tmp_path / "state")
+    list(sidecar.look())
+    assert len(set(frame(tmp_path / "run", "stats")["step"])) == 1
+    hook.log("score", 500.0)
+    train(hook, model, optimizer, 1)
+    deadline = time.monotonic() + 60
+    while len(set(frame(tmp_path / "run", "stats")["step"])) < 40:
+        assert time.monotonic() < deadline
+        list(sidecar.look())
+        time.sleep(0.1)
+    sidecar.close()
+    hook.close()
+    assert Trace(tmp_path / "run").counters == {}
+
+
+def test_an_earlier_wish_for_the_last_steps_is_not_meant_for_this_attempt(tmp_path: Path, job) -> None:
+    (tmp_path / "run" / "control").mkdir(parents=True)
+    ask_for_recent(tmp_path / "run")
+    hook, model, optimizer = job(save_config=RARELY)
+    train(hook, model, optimizer, 20)
+    hook._tick()
+    hook.close()
+    assert set(frame(tmp_path / "run", "stats")["step"]) == {0}

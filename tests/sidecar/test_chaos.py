@@ -1,6 +1,8 @@
 """A sidecar that is killed again and again misses no finding, repeats no action and touches no innocent process.
 
-STEPWATCH_CHAOS_KILLS sets how often it is killed; the suite does so a few times.
+STEPWATCH_CHAOS_KILLS sets how often it is killed; the suite does so a few times, `benchmarks/chaos.sh` 200 times.
+Beside being killed it finds disks full (no file may grow), directories that it may not write, and clocks that are set
+while it runs.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -53,7 +56,7 @@ asked = set()
 for attempt in range(2):
     job = Job(path, start_step=attempt * 100000)
     until = end if attempt or kind != "restarted" else end - seconds / 2
-    while time.monotonic() < until:
+    while time.monotonic() < until + (300 if kind in ("doomed", "deaf") else 0):
         spike = kind != "healthy" and chance.random() < 0.1
         doomed = kind in ("doomed", "deaf") and time.monotonic() > end - 0.6 * seconds
         job.train(5000.0 if doomed else 200.0 if spike else 1.0)
@@ -71,13 +74,16 @@ for attempt in range(2):
         break
 """
 
+# Set once when a process starts, and once more while it runs.
 CLOCK = """
 import os, time
-shift = float(os.environ.get("CLOCK_SHIFT", "0"))
-if shift:
-    now, now_ns = time.time, time.time_ns
-    time.time, time.time_ns = lambda: now() + shift, lambda: now_ns() + int(shift * 1e9)
+shift, later = map(float, os.environ.get("CLOCK_SHIFT", "0 0").split())
+if shift or later:
+    now, now_ns, began = time.time, time.time_ns, time.monotonic()
+    moved = lambda: later if time.monotonic() - began > 2 else shift
+    time.time, time.time_ns = lambda: now() + moved(), lambda: now_ns() + int(moved() * 1e9)
 """
+CLOCKS = (0, 0, -86400, 3600)
 
 KINDS = ("healthy", "noisy", "noisy", "restarted", "doomed", "deaf")
 
@@ -125,6 +131,19 @@ def in_the_way(path: Path) -> None:
             aside.rename(path)
 
 
+def forbidden(path: Path) -> None:
+    """Nobody but root may write there for a moment."""
+    if path.is_dir():
+        path.chmod(0o555)
+        time.sleep(0.3)
+        path.chmod(0o755)
+
+
+def full_disk() -> None:
+    """In a process that is to begin: no file of its may grow."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
 def test_nothing_is_missed_nothing_repeated_and_nobody_hurt(tmp_path: Path) -> None:
     chance = random.Random(7)
     runs, rules = tmp_path / "runs", tmp_path / "mine.py"
@@ -148,9 +167,11 @@ def test_nothing_is_missed_nothing_repeated_and_nobody_hurt(tmp_path: Path) -> N
     ]
     watch += ["--stop", "--answer", "1.5", "--grace", "1", "--notify", url, "--state", str(tmp_path / "state")]
 
-    def start(*more: str) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "PYTHONPATH": paths, "CLOCK_SHIFT": str(chance.choice([0, 0, -86400, 3600]))}
-        return subprocess.Popen([*watch, *more], env=env, stdout=subprocess.DEVNULL, stderr=log)
+    def start(*more: str, full: bool = False) -> subprocess.Popen[bytes]:
+        clock = f"{chance.choice(CLOCKS)} {chance.choice(CLOCKS)}"
+        env = {**os.environ, "PYTHONPATH": paths, "CLOCK_SHIFT": clock}
+        disk = full_disk if full else None
+        return subprocess.Popen([*watch, *more], env=env, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=disk)
 
     with (tmp_path / "log").open("wb") as log:
         first = start()
@@ -167,13 +188,16 @@ def test_nothing_is_missed_nothing_repeated_and_nobody_hurt(tmp_path: Path) -> N
             time.sleep(chance.uniform(0.2, 4))
             kind = chance.choice((0, 1, 2, 4, 5))  # a job that begins there meanwhile could not write either
             victim = runs / f"{KINDS[kind]}-{kind}" / "findings"
-            if chance.random() < 0.4:
-                in_the_way(victim)
+            if chance.random() < 0.5:
+                chance.choice((in_the_way, in_the_way, forbidden))(victim)
             first.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
             if chance.random() < 0.5:
                 first.wait()  # else the next one starts while this one still ends
-            first = start()
-        statuses = {f"{kind}-{n}": job.wait(timeout=120) for (n, kind), job in zip(enumerate(KINDS), jobs, strict=True)}
+            first = start(full=chance.random() < 0.15)
+        first.kill()
+        first.wait()
+        first = start()
+        statuses = {f"{kind}-{n}": job.wait(timeout=360) for (n, kind), job in zip(enumerate(KINDS), jobs, strict=True)}
         first.kill()
         first.wait()
         last = start("--once")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stepwatch.probe.store.control import read_request
+from stepwatch.probe.store.control import StopWatcher, read_request, request_stop
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar import stopping
@@ -182,3 +182,14 @@ def test_a_job_that_its_launcher_starts_again_is_left_alone(tmp_path: Path, laun
     done = EscalatingStop(answer=0.1).apply(FINDING, tmp_path / "run")
     assert done == "nothing to stop: the job was started again since"
     again.end()
+
+
+def test_a_request_is_heard_whatever_the_clock_of_who_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request_stop(tmp_path, "an earlier attempt", by="a test")
+    watcher = StopWatcher(tmp_path)
+    assert watcher.poll() is None
+    monkeypatch.setattr("stepwatch.probe.store.control.time.time_ns", lambda: 0)
+    request_stop(tmp_path, "this one", by="a test")
+    request = watcher.poll()
+    assert request is not None and request.reason == "this one"
+    assert watcher.poll() is None
