@@ -393,7 +393,7 @@ class Hook(StepObserver):
         self._stopper.leave(stopped, self.step)
 
     def _profile_if_due(self) -> None:
-        if self._profiler.wanted and not self._closed:
+        if self._profiler.wanted and not self._closed and not is_traced():
             clock = self._steps.clock
             if self._profiler.at_boundary(self.step):
                 clock.leave_out()

@@ -16,6 +16,9 @@ from stepwatch.cli import errors
 @click.option(
     "--save-interval", type=click.IntRange(min=1), help="Save every so many steps; chosen by cost by default."
 )
+@click.option(
+    "--profile-steps", metavar="FIRST:END", help="Record these steps by torch.profiler: 100:103 are 100, 101 and 102."
+)
 @click.option("--ranks", help="Ranks to record: all (default), first, node, or numbers (0,8).")
 @click.option(
     "--request",
@@ -32,6 +35,7 @@ def command(
     out: str | None,
     module: bool,
     save_interval: int | None,
+    profile_steps: str | None,
     ranks: str | None,
     request: str | None,
     rules: tuple[str, ...],
@@ -51,6 +55,8 @@ def command(
     chosen, actions = _prepare(rules or own_rules, stop, webhook, tags)
     if ranks:
         settings["ranks"] = _spell_ranks(ranks)
+    if profile_steps:
+        settings["profile_steps"] = _spell_steps(profile_steps)
     collected = settings.pop("out_dir", None)
     try:
         from stepwatch.probe import Hook, SaveConfig
@@ -117,6 +123,14 @@ def _prepare(
     if chosen:
         configure(chosen)
     return chosen, actions
+
+
+@errors.one_line_errors
+def _spell_steps(steps: str) -> range:
+    first, _, end = steps.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        errors.fail(f"--profile-steps is {steps!r}; expected FIRST:END, such as 100:103")
+    return range(int(first), int(end))
 
 
 @errors.one_line_errors

@@ -22,6 +22,7 @@ from stepwatch.probe import Hook
 from stepwatch.probe.store.profile_requests import read_profile_answer, request_profile
 from stepwatch.probe.store.profiles import profiles_of
 from stepwatch.probe.store.reader import Trace
+from tests.deep.jobs import running
 
 JOB = """
 import sys, time, torch
@@ -67,23 +68,8 @@ class Job:
 
 @pytest.fixture(scope="module")
 def live_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    run, stop = (tmp_path_factory.mktemp("live") / name for name in ("run", "stop"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", JOB, str(run), str(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not (run / "ranks" / "rank=00000.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        yield run, process
-    finally:
-        stop.touch()
-        try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+    with running(JOB, tmp_path_factory.mktemp("live"), lambda run: (run / "ranks" / "rank=00000.json").exists()) as job:
+        yield job
 
 
 def stepwatch(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -191,6 +177,23 @@ def test_a_request_is_carried_out_and_answered(tmp_path: Path) -> None:
     job.hook.close()
     (profile,) = profiles_of(run)
     assert (profile.steps, profile.by, profile.reason) == (2, "somebody", "looks slow")
+
+
+def test_steps_of_an_unchanged_script_can_be_planned(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "model = torch.nn.Linear(4, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for _ in range(8):\n"
+        "    model(torch.ones(2, 4)).sum().backward()\n"
+        "    optimizer.step()\n"
+    )
+    done = stepwatch("run", "-o", tmp_path / "run", "--profile-steps", "3:5", tmp_path / "train.py")
+    assert done.returncode == 0, done.stderr
+    (profile,) = profiles_of(tmp_path / "run")
+    assert (profile.step, profile.steps) == (3, 2)
+    refused = stepwatch("run", "--profile-steps", "5:3", tmp_path / "train.py")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "100:103" in refused.stderr
 
 
 def test_models_without_an_optimizer_are_profiled_by_forward_passes(tmp_path: Path) -> None:

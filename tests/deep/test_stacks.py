@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from stepwatch.cli.main import main
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules import stacks
 from stepwatch.rules.stacks import read_beat, script_threads
+from tests.deep.jobs import running
 
 JOB = """
 import sys, threading, time, torch
@@ -45,24 +44,9 @@ with Hook(sys.argv[1], model=model, optimizer=optimizer):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    folder = tmp_path_factory.mktemp("job")
-    (folder / "train.py").write_text(JOB)
-    run, stop = folder / "run", folder / "stop"
-    process = subprocess.Popen([sys.executable, str(folder / "train.py"), str(run), str(stop)])
-    try:
-        deadline = time.monotonic() + 60
-        while not read_beat(run, 0).get("signal"):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        yield run, process
-    finally:
-        stop.touch()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    with running(JOB, tmp_path_factory.mktemp("job"), lambda run: read_beat(run, 0).get("signal")) as job:
+        yield job
 
 
 def command(*arguments: object) -> int:
@@ -72,7 +56,7 @@ def command(*arguments: object) -> int:
 
 
 def test_all_threads_of_the_script_are_shown(
-    job: tuple[Path, subprocess.Popen[bytes]], capfd: pytest.CaptureFixture[str]
+    job: tuple[Path, subprocess.Popen[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = job
     assert command("stacks", run, "--json") == 0
@@ -87,7 +71,7 @@ def test_all_threads_of_the_script_are_shown(
 
 
 def test_lines_that_hold_the_time_are_told(
-    job: tuple[Path, subprocess.Popen[bytes]], capfd: pytest.CaptureFixture[str]
+    job: tuple[Path, subprocess.Popen[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = job
     assert command("stacks", run, "--seconds", 2, "--json") == 0
@@ -100,7 +84,7 @@ def test_lines_that_hold_the_time_are_told(
 
 
 def test_where_py_spy_may_not_look_the_stacks_of_now_are_shown(
-    job: tuple[Path, subprocess.Popen[bytes]],
+    job: tuple[Path, subprocess.Popen[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -115,7 +99,7 @@ def test_where_py_spy_may_not_look_the_stacks_of_now_are_shown(
 
 
 def test_without_py_spy_one_line_says_how_to_get_it(
-    job: tuple[Path, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    job: tuple[Path, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stacks.shutil, "which", lambda *arguments, **options: None)
     assert command("stacks", job[0], "--seconds", 1) == 2
@@ -123,7 +107,7 @@ def test_without_py_spy_one_line_says_how_to_get_it(
 
 
 def test_a_process_that_does_not_answer_is_said(
-    job: tuple[Path, subprocess.Popen[bytes]], capfd: pytest.CaptureFixture[str]
+    job: tuple[Path, subprocess.Popen[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, process = job
     process.send_signal(signal.SIGSTOP)
