@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ for step in range(4000):
 """
 
 
-def finding(rule: str, step: int = 0) -> Finding:
+def finding(rule: str, step: int = 0, evidence: dict[str, Any] | None = None) -> Finding:
     return Finding(
         rule=rule,
         severity=Severity.WARNING,
@@ -51,6 +52,7 @@ def finding(rule: str, step: int = 0) -> Finding:
         threshold=0.5,
         message="steps take long",
         suggestion="look",
+        evidence=evidence or {},
     )
 
 

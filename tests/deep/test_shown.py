@@ -10,7 +10,10 @@ import pytest
 from stepwatch.cli.main import main
 from stepwatch.probe.store.kineto.importing import import_kineto
 from stepwatch.probe.store.profiles import profiles_of
+from stepwatch.rules.actions import Dispatcher
 from tests.deep import made_up
+from tests.deep.test_asked import finding
+from tests.deep.test_deep_profile import Job
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,19 @@ def test_the_report_has_the_profiled_steps(run: Path, tmp_path: Path) -> None:
     for text in ("Profiled steps", "Steps of rank 0, steps 10 to 13", "Devices of all ranks", "ncclDevKernel", "3 GiB"):
         assert text in page
     assert "Where it stood still" not in page
+
+
+def test_the_report_shows_where_a_job_stood_still(tmp_path: Path) -> None:
+    job = Job(tmp_path / "run")
+    job.steps(3)
+    job.hook.close()
+    stack = 'Thread 0x1 (most recent call first):\n  File "train.py", line 7 in <module>'
+    found = finding("Hang", evidence={"stacks": {"0": stack, "1": ""}})
+    Dispatcher(tmp_path / "run", [], judged_by="watch").dispatch([found])
+    assert command("report", tmp_path / "run", "-o", tmp_path / "report.html") in (0, 1)
+    page = (tmp_path / "report.html").read_text()
+    assert "Where it stood still" in page and "line 7 in &lt;module&gt;" in page
+    assert "rank 0: steps take long" in page and "rank 1: steps" not in page
 
 
 def test_a_trace_that_is_gone_leaves_the_report_whole(run: Path, tmp_path: Path) -> None:
