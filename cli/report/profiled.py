@@ -21,6 +21,7 @@ from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.kineto.summary import Summary
 from stepwatch.probe.store.profiles import Profile, profiles_of
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.stacks import script_threads
 
 _ROWS = 12
 _RANKS = 64
@@ -47,7 +48,7 @@ def profiled_parts(trace: Trace) -> list[Part]:
 def recorded_stacks(trace: Trace) -> list[dict[str, Any]]:
     """Of each hang that was found, the stacks of the ranks that stood still."""
     return [
-        {"message": row["message"], "rank": rank, "text": text}
+        {"message": row["message"], "rank": rank, "text": "\n\n".join(script_threads(text)) or text}
         for row in trace.findings()
         for rank, text in dict(row["evidence"].get("stacks") or {}).items()
         if text

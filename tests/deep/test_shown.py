@@ -48,7 +48,7 @@ def test_the_report_shows_where_a_job_stood_still(tmp_path: Path) -> None:
     assert command("report", tmp_path / "run", "-o", tmp_path / "report.html") in (0, 1)
     page = (tmp_path / "report.html").read_text()
     assert "Where it stood still" in page and "line 7 in &lt;module&gt;" in page
-    assert "rank 0: steps take long" in page and "rank 1: steps" not in page
+    assert "rank 0, when steps take long" in page and "rank 1, when" not in page
 
 
 def test_a_trace_that_is_gone_leaves_the_report_whole(run: Path, tmp_path: Path) -> None:
