@@ -439,6 +439,27 @@ def few_classes_a_batch(seed: int, run: Path, interval: int) -> None:
             optimizer.step()
 
 
+def two_views(apart: bool) -> Callable[[int, Path, int], None]:
+    """Embeddings of two noisy views of an image shall be equal; only the variance term keeps images apart."""
+
+    def train(seed: int, run: Path, interval: int) -> None:
+        torch.manual_seed(seed)
+        x = digits(seed)[0].flatten(1)
+        model = mlp(64, 64, 16)
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        feed = batches(len(x), 64)
+        with hook(run, model, optimizer, None, interval):
+            for _ in range(STEPS):
+                chosen = x[next(feed)]
+                one, other = (model(chosen + 0.2 * torch.randn_like(chosen)) for _ in range(2))
+                spread = functional.relu(1 - one.std(0)).mean() + functional.relu(1 - other.std(0)).mean()
+                optimizer.zero_grad()
+                (functional.mse_loss(one, other) + (spread if apart else 0)).backward()
+                optimizer.step()
+
+    return train
+
+
 def normalised_inside() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(1), *cnn())
 
@@ -625,7 +646,9 @@ JOBS: tuple[Job, ...] = (
     Job(
         "cosine that ends when nothing is left", classify(cnn, adam(2e-3), schedule=lambda s: max(1e-3, cosine(2 * s)))
     ),
+    Job("two views, kept apart", two_views(True)),
     # mistakes
+    Job("two views, nothing keeps apart", two_views(False), ("CollapsedOutput",)),
     Job("raw pixels", classify(cnn, sgd(0.01), data=scaled(255.0)), ("InputNotNormalized",)),
     Job(
         "raw pixels, sigmoid",

@@ -85,8 +85,10 @@ class GradientGuard:
                 described.extend((gradient.data_ptr(), gradient.numel(), code))
             elif not gradient.is_cpu:
                 return self._look_at_device()
+        if not names:
+            return Glance([], PendingStatistics(lambda: _NO_ROWS))
         rows, address = self._rows.take(len(names))
-        if names and measure_into(address, described):
+        if measure_into(address, described):
             return None
         return Glance(names, PendingStatistics(lambda: rows))
 

@@ -1,9 +1,9 @@
-"""What a model is given: statistics of its inputs, a fingerprint of each batch, the share of padding.
+"""What a model is given and whether it tells samples apart: inputs, a checksum of each batch, padding, outputs.
 
 ======================  ==========================================================================================
 ``input``               of each tensor that the root module is called with, integers as numbers: the columns of
                         ``stats``, then the number of samples (the first dimension), then 1 where all samples are the
-                        same, else 0: up to 32 of them, by up to 256 entries
+                        same, else 0: up to 64 of them, by up to 256 entries
 ``first_layer``         the same of what enters the first layer with weights, under the name of that layer's input,
                         where it is a linear, convolutional or recurrent one: after whatever the model does to its
                         inputs before
@@ -11,6 +11,8 @@
                         had given when the batch came, batches of an epoch]; 0 and 0 without a DataLoader
 ``padding``             of the first input, where the model's embedding has a ``padding_idx`` or an attention mask is
                         given: [entries of padding, entries]
+``output_variance``     of the first output with samples and at least two numbers for each: [samples, variance between
+                        samples averaged over the numbers, variance of all], over up to 64 samples by 256 numbers
 ======================  ==========================================================================================
 
 They are recorded at saved training steps, once per model and step; and at a step whose loss is not finite, as far as
@@ -33,13 +35,19 @@ from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.mode_keys import TRAINING
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.statistics import PendingStatistics, measure, unsupported
-from stepwatch.probe.store.schema import BATCH_QUANTITY, FIRST_LAYER_QUANTITY, INPUT_QUANTITY, PADDING_QUANTITY
+from stepwatch.probe.store.schema import (
+    BATCH_QUANTITY,
+    FIRST_LAYER_QUANTITY,
+    INPUT_QUANTITY,
+    OUTPUT_QUANTITY,
+    PADDING_QUANTITY,
+)
 from stepwatch.probe.timeline import StepClock
 
 _LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase)
 _NOT_CALLED = "?"  # no path of a module
 _MAX_INPUTS = 8
-_MAX_SAMPLES, _MAX_ENTRIES = 32, 256
+_MAX_SAMPLES, _MAX_ENTRIES = 64, 256
 _MAX_FINGERPRINTED = 4096
 
 Vector: TypeAlias = "Callable[[], NDArray[np.float64]]"
@@ -58,6 +66,7 @@ class InputWatch:
         self._record: OpenRecord | None = None
         self._looked: set[int] = set()
         self._held: tuple[_Model, Any, Any] | None = None
+        self._awaited: _Model | None = None
 
     def add_model(self, capture: ModelCapture) -> None:
         """Look at what this model is given."""
@@ -73,7 +82,19 @@ class InputWatch:
         if not record.due:
             model.disarm()
         elif self.look(record):
+            self._awaited = model
             model.arm(record)
+
+    def forward_ends(self, record: OpenRecord, output: Any) -> None:
+        """The root module that was called last returns this."""
+        model, self._awaited = self._awaited, None
+        if model is None:
+            return
+        for index, tensor in enumerate(flatten(output)):
+            samples = len(tensor) if tensor.dim() > 1 else 0
+            if samples > 1 and tensor.is_floating_point() and tensor.numel() >= 2 * samples and not unsupported(tensor):
+                record.add_derived(f"{model.capture.prefix}_output_{index}", OUTPUT_QUANTITY, _variance(tensor))
+                return
 
     def look(self, record: OpenRecord) -> bool:
         """Record what the model was called with last; False where that was done in this step, or cannot be."""
@@ -189,11 +210,25 @@ class _Rows:
 def _description(rows: _Rows, row: int, tensor: torch.Tensor) -> Vector:
     """``input`` of a tensor with at least one dimension and one entry."""
     samples = len(tensor)
-    some = tensor[:_MAX_SAMPLES].reshape(min(samples, _MAX_SAMPLES), -1)
-    some = some[:, :: -(-some.shape[1] // _MAX_ENTRIES)]
+    some = _some(tensor)
     same = (some == some[:1]).all()
     identical = Fetch(same) if same.is_cuda else same.item
     return lambda: np.array([*rows[row], samples, identical()], dtype=np.float64)
+
+
+@torch.no_grad()
+def _variance(tensor: torch.Tensor) -> Vector:
+    """``output_variance`` of [samples, ...]."""
+    samples = len(tensor)
+    some = _some(tensor).float()
+    fetch = Fetch(torch.stack([some.var(0, correction=0).mean(), some.var(correction=0)]))
+    return lambda: np.array([samples, *fetch().tolist()], dtype=np.float64)
+
+
+def _some(tensor: torch.Tensor) -> torch.Tensor:
+    """Up to 64 samples by up to 256 evenly spaced entries of each."""
+    some = tensor.detach()[:_MAX_SAMPLES].reshape(min(len(tensor), _MAX_SAMPLES), -1)
+    return some[:, :: -(-some.shape[1] // _MAX_ENTRIES)]
 
 
 @torch.no_grad()

@@ -128,6 +128,8 @@ class StepObserver:
     @guarded
     def _end_forward(self, output: Any) -> None:
         self._steps.clock.end("forward_ns")
+        if self._steps.record is not None:
+            self._inputs.forward_ends(self._steps.record, output)
         if isinstance(output, torch.Tensor):
             return
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)

@@ -34,15 +34,20 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "ClippingAlwaysActive": "StalledLoss UnchangedTensor NoBetterThanGuessing",
         "PartInEvalMode": "Overfit",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "UpdatesSkipped LossScaleCollapse DivergingLoss LossSpike OscillatingLoss DeadRelu "
+        "ExplodingTensor": "ExplodingActivation CollapsedOutput UpdatesSkipped LossScaleCollapse DivergingLoss "
+        "LossSpike OscillatingLoss DeadRelu "
         "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",
         "LossSpike": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu SaturatedActivation StalledLoss "
         "LossNotDecreasing NoBetterThanGuessing",
         "UnboundedLoss": "ExplodingTensor SaturatedActivation",
         "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
-        "DeadRelu": "NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss ClassImbalance",
+        "DeadRelu": "CollapsedOutput NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss "
+        "ClassImbalance",
         "SaturatedActivation": "NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss "
         "LossNotDecreasing ClassImbalance",
+        "ExplodingActivation": "ExplodingTensor DivergingLoss LossSpike DeadRelu SaturatedActivation CollapsedOutput",
+        "CollapsedOutput": "NoBetterThanGuessing StalledLoss VanishingGradient ClassImbalance",
+        "AttentionCollapse": "LossSpike DivergingLoss StalledLoss LossNotDecreasing VanishingGradient",
         "VanishingGradient": "NoBetterThanGuessing NoGradient UnchangedTensor StalledLoss ClassImbalance",
         "NoGradient": "UnchangedTensor StalledLoss NoBetterThanGuessing",
         "UnchangedTensor": "NoBetterThanGuessing StalledLoss",

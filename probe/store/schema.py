@@ -207,5 +207,8 @@ FIRST_LAYER_QUANTITY = "first_layer"
 BATCH_QUANTITY = "batch"
 """Derived quantity: a checksum of the batch, its number among all of its DataLoader, batches of an epoch."""
 
+OUTPUT_QUANTITY = "output_variance"
+"""Derived quantity of what a model answers: samples, variance between them, variance of all entries."""
+
 PADDING_QUANTITY = "padding"
 """Derived quantity: entries of a batch that are padding, and all entries."""

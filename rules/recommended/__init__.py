@@ -20,6 +20,7 @@ from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, O
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.parameters import NoGradient
 from stepwatch.rules.recommended.replicas import ReplicaDrift
+from stepwatch.rules.recommended.representations import AttentionCollapse, CollapsedOutput, ExplodingActivation
 from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
@@ -40,6 +41,9 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     VanishingGradient,
     DeadRelu,
     SaturatedActivation,
+    ExplodingActivation,
+    CollapsedOutput,
+    AttentionCollapse,
     InputNotNormalized,
     PoorWeightInitialization,
     UnchangedTensor,
