@@ -207,10 +207,10 @@ class AttentionCollapse(Rule):
     """Attention has collapsed to single positions, and the loss has not fallen since.
 
     Where attention weights are recorded, the mean of the sums of squares of their rows, which is 1 for attention to
-    a single position and 1 / S for even attention to S, follows from their statistics: as each row adds up to 1, it is
-    l2^2 / l1. Attention that is learned to be sharp is no fault: it fires where it was below one half, has been over
-    ``sharpness`` in each of the last ``patience`` saved training steps, and the median loss over their later half is not
-    lower, beyond its noise, than it was over as many steps before (Zhai et al. 2023).
+    a single position and 1 / S for even attention to S, follows from their statistics: as each row adds up to 1, it
+    is l2^2 / l1. Attention that is learned to be sharp is no fault: it fires where that was below one half, has been
+    over ``sharpness`` in each of the last ``patience`` saved training steps, and the median loss over their later
+    half is not lower, beyond its noise, than it was over as many steps before (Zhai et al. 2023).
 
     Args:
         sharpness: mean sum of squares above which attention has collapsed, in (0.5, 1).

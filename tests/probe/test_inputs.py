@@ -70,7 +70,8 @@ def test_a_model_that_begins_otherwise_has_no_first_layer(tmp_path: Path, first:
         for _ in range(5):
             update(model, optimizer, x)
     quantities = {quantity for *_, quantity in found(tmp_path / "run")}
-    assert quantities == {"input", "batch"}
+    assert {"input", "batch"} <= quantities
+    assert "first_layer" not in quantities
 
 
 def test_batches_are_counted_by_the_loader_that_they_come_from(tmp_path: Path) -> None:
@@ -125,6 +126,21 @@ def test_nothing_of_a_batch_is_kept_after_its_update(tmp_path: Path) -> None:
             del x
             gc.collect()
             assert kept() is None
+
+
+def test_the_variance_between_samples_of_the_first_output_that_has_any(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(()))
+    outputs = torch.randn(16, 3, 5) + torch.arange(5)
+    model.forward = lambda x: {"loss": model.weight * x.sum(), "scores": x[:, 0, :1], "states": [x * model.weight]}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Hook(tmp_path / "run", model=model, optimizer=optimizer, system_interval=0):
+        model(outputs)["loss"].backward()
+        optimizer.step()
+    samples, between, total = found(tmp_path / "run")[0, "Module_output_2", "output_variance"]
+    assert samples == 16
+    assert between == pytest.approx(outputs.var(0, correction=0).mean().item(), rel=1e-5)
+    assert total == pytest.approx(outputs.var(correction=0).item(), rel=1e-5)
 
 
 def test_evaluations_leave_nothing(tmp_path: Path) -> None:
