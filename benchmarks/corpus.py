@@ -570,6 +570,17 @@ class WithSpareHead(nn.Module):
         return self.body(x)
 
 
+class InBfloat16(nn.Module):
+    """Weights that are kept in bfloat16, with no copy of higher precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp(64, 128, 64, 10).bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.bfloat16()).float()
+
+
 class LogOfSoftmax(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -torch.softmax(logits, 1).log()[torch.arange(len(labels)), labels].mean()
@@ -609,6 +620,7 @@ JOBS: tuple[Job, ...] = (
     Job("cnn clipped", classify(cnn, sgd(0.05), clip=0.5)),
     Job("cnn, one batch of garbage", classify(cnn, adam(2e-3), inputs=garbage(240))),
     Job("cnn clipped at every step", classify(cnn, adam(1e-3), clip=0.01)),
+    Job("mlp in bfloat16", classify(InBfloat16, adam(1e-3))),
     Job("cnn with a spare head", classify(WithSpareHead, adam(1e-3))),
     Job("cnn bfloat16", classify(cnn, adam(1e-3), autocast=True)),
     Job("cnn accumulating", classify(cnn, adam(1e-3), size=16, accumulate=4)),
@@ -676,7 +688,7 @@ JOBS: tuple[Job, ...] = (
     Job(
         "rate too high, linear",
         classify(lambda: mlp(64, 10), sgd(5.0, 0.0, weight_decay=0.05)),
-        ("OscillatingLoss", *BAD),
+        ("OscillatingLoss", "UpdateTooLarge", *BAD),
     ),
     Job(
         "batches of garbage",
@@ -695,7 +707,7 @@ JOBS: tuple[Job, ...] = (
         ("ZeroLearningRate",),
     ),
     Job("left in eval mode", classify(dropped_out, adam(1e-3), stay_in_eval=True), ("ModelInEvalMode",)),
-    Job("rate a million times too low", classify(cnn, sgd(1e-8)), ("StalledLoss", "UnchangedTensor")),
+    Job("rate a million times too low", classify(cnn, sgd(1e-8)), ("StalledLoss", "UnchangedTensor", "UpdateTooSmall")),
     Job(
         "gradients never zeroed",
         classify(cnn, sgd(0.05), zero_grad=False, steps=600),
@@ -716,6 +728,12 @@ JOBS: tuple[Job, ...] = (
         ("UnchangedTensor",),
     ),
     Job("body cut off from the loss", classify(CutOff, adam(1e-3)), ("NoGradient",)),
+    Job("updates lost in bfloat16", classify(InBfloat16, adam(5e-6)), ("UpdateTooSmall",)),
+    Job(
+        "weights decay by half at each step",
+        classify(cnn, sgd(0.3, 0.0, weight_decay=1.5)),
+        ("UpdateTooLarge", "StalledLoss"),
+    ),
     Job("labels shuffled", classify(cnn, sgd(0.01), data=shuffled), ("StalledLoss",)),
     Job(
         "few images by heart",

@@ -392,8 +392,8 @@ patches = Fit(bars, Patches, optimizer=optimizer(AdamW, 1e-3), rate=lambda s: mi
 likelihood = Fit(roll, lambda: dense(3, 64, 64, 2, act=nn.GELU), loss=Gaussian, optimizer=optimizer(Adam, 1e-3))
 
 _BAD = ("ExplodingTensor", "DivergingLoss")
-_HIGH = (*_BAD, "OscillatingLoss", "DeadRelu", "StalledLoss", "LossNotDecreasing")
-_STILL = ("StalledLoss", "UnchangedTensor", "VanishingGradient")
+_HIGH = (*_BAD, "UpdateTooLarge", "OscillatingLoss", "DeadRelu", "StalledLoss", "LossNotDecreasing")
+_STILL = ("StalledLoss", "UnchangedTensor", "VanishingGradient", "UpdateTooSmall")
 
 
 def freeze(module: str) -> Callable[[], nn.Module]:

@@ -32,6 +32,7 @@ from stepwatch.probe.store.schema import SKIPPED_SCALAR
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.tensors import TensorRecorder
+from stepwatch.probe.updates import UpdateSample
 
 log = logging.getLogger("stepwatch")
 
@@ -103,6 +104,7 @@ class StepObserver:
         self._inputs = InputWatch(self._steps.clock)
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
+        self._update = UpdateSample(self._tensors.models)
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
         """How often this optimizer was seen to step."""
@@ -211,6 +213,7 @@ class StepObserver:
             weights = optimizer is self._optimizers[0]
             finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)
             self._steps.see_finite(finite and record.finite)
+            self._update.before(optimizer)
         self._steps.clock.begin("optimizer_ns")
 
     @guarded
@@ -221,6 +224,7 @@ class StepObserver:
             # those of the closure's last evaluation
             self._see_update(record, optimizer, weights=False, gradients=True)
         if record is not None:
+            self._update.after(record)
             self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         self._skips = 0

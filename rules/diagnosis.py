@@ -22,17 +22,21 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "ClassImbalance",
         "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
-        "ZeroLearningRate": "NoBetterThanGuessing UnchangedTensor StalledLoss",
-        "LearningRateGrowing": "ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu LossNotDecreasing",
-        "LearningRateDecayedEarly": "StalledLoss UnchangedTensor",
+        "ZeroLearningRate": "NoBetterThanGuessing UpdateTooSmall UnchangedTensor StalledLoss",
+        "LearningRateGrowing": "UpdateTooLarge ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
+        "LossNotDecreasing",
+        "LearningRateDecayedEarly": "UpdateTooSmall StalledLoss UnchangedTensor",
         "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
         "VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",
         "ModelInEvalMode": "Overfit",
         "UpdatesSkipped": "LossScaleCollapse StalledLoss LossNotDecreasing UnchangedTensor",
         "LossScaleCollapse": "UpdatesSkipped StalledLoss LossNotDecreasing NoBetterThanGuessing",
-        "ClippingAlwaysActive": "StalledLoss UnchangedTensor NoBetterThanGuessing",
         "PartInEvalMode": "Overfit",
+        "ClippingAlwaysActive": "UpdateTooSmall StalledLoss UnchangedTensor NoBetterThanGuessing",
+        "UpdateTooLarge": "ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu SaturatedActivation "
+        "LossNotDecreasing StalledLoss NoBetterThanGuessing",
+        "UpdateTooSmall": "UnchangedTensor StalledLoss NoBetterThanGuessing",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
         "ExplodingTensor": "ExplodingActivation CollapsedOutput UpdatesSkipped LossScaleCollapse DivergingLoss "
         "LossSpike OscillatingLoss DeadRelu "

@@ -143,6 +143,10 @@ ROLE_QUANTITY = "role"
 """Derived quantity of a parameter, where it does not take part in training and when that changes: [requires a gradient,
 is held by an optimizer, has had a gradient, belongs to a module that ran in the first forward pass], each 0 or 1."""
 
+UPDATE_QUANTITY = "update"
+"""Derived quantity of some weights, over a sample of their entries: [norm of the change by the update of the step, norm
+before it, entries whose gradient is not zero, those of them that the update left exactly as they were]."""
+
 SCALE_SCALAR = "grad_scaler/scale"
 """Scalar recorded by the hook at saved steps: the scale that a GradScaler goes on with."""
 

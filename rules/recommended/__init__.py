@@ -23,6 +23,7 @@ from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.representations import AttentionCollapse, CollapsedOutput, ExplodingActivation
 from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
+from stepwatch.rules.recommended.updates import UpdateTooLarge, UpdateTooSmall
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
@@ -48,6 +49,8 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     PoorWeightInitialization,
     UnchangedTensor,
     NoGradient,
+    UpdateTooLarge,
+    UpdateTooSmall,
     ModelInEvalMode,
     PartInEvalMode,
     StalledLoss,

@@ -234,13 +234,14 @@ class UnchangedTensor(Rule):
         every = len(stuck) == len(weights)
         which = "none of the weights has" if every else f"{names[0]} has not"
         others = f", nor have {len(names) - 1} others" if len(names) > 1 and not every else ""
+        them = "it" if len(names) == 1 else "them"
         unheld = [name for name in names if name in self._roles.unheld]
         cause = ""
         if unheld:
             some = "" if len(unheld) == len(names) else f" {len(unheld)} of"
-            cause = f": no optimizer holds{some} {'it' if len(names) == 1 else 'them'}"
+            cause = f": no optimizer holds{some} {them}"
         elif self._roles.known:
-            cause = "; the optimizer holds them: its updates are zero, or too small for the precision of the weights"
+            cause = f"; an optimizer holds {them}: its updates are zero, or too small for the precision of the weights"
         return self.finding(
             step,
             first_step=self._steps[0],
@@ -248,7 +249,7 @@ class UnchangedTensor(Rule):
             value=len(names),
             threshold=0,
             message=f"{which} changed in {step.step - self._steps[0]} steps{others}, although gradients reach "
-            f"{'it' if len(names) == 1 else 'them'}{cause}",
+            f"{them}{cause}",
             suggestion="check the learning rate and its schedule, and that these parameters are in the "
             "optimizer's groups (layers added or replaced after it was made are not)",
             evidence={"series": names[:_NAMED], "column": "l2", "unit": "norm"},
