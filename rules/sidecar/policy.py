@@ -12,6 +12,7 @@ from stepwatch.rules.actions import Action, ForRules
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.study.study import Study
+from stepwatch.rules.telling.notify import NotifyAction
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def describe(policy: Policy) -> str:
 def _describe(action: Action) -> str:
     if isinstance(action, ForRules):
         return f"{action.name} on {', '.join(sorted(action.rules))}"
-    return f"{action.name} from {action.at_least.value}"
+    quiet = action.quiet.spellings if isinstance(action, NotifyAction) else ()
+    return f"{action.name} from {action.at_least.value}" + (f", quiet {', '.join(quiet)}" if quiet else "")
 
 
 def _any_matches(patterns: Sequence[str], text: str) -> bool:

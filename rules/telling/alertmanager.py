@@ -13,14 +13,15 @@ from stepwatch.rules.telling.posting import Endpoint, encode
 
 _PATH = "/api/v2/alerts"
 _HOLDS_SECONDS = 3600.0  # without a confirmation; longer than a restart of the watcher takes
+_SHORTEST_SECONDS = 900.0  # an alert that ends before its group was sent is told to nobody
 
 
 class Alertmanager:
     """An Alertmanager with API version 2.
 
     What a rule finds in a run is one alert with the labels ``alertname`` (the rule), ``severity``, ``job`` (the job's
-    name), ``run`` (its directory) and ``run_id``. It ends when the run does, or with what was found; and an hour after
-    the watcher has ceased to confirm it.
+    name), ``run`` (its directory) and ``run_id``. It ends when the run does, or with what was found, after a quarter of
+    an hour at the earliest, so that somebody hears of it; and an hour after the watcher has ceased to confirm it.
 
     Args:
         url: up to the path that ``/api/v2/alerts`` is added to; a user and a password in it are sent.
@@ -76,7 +77,13 @@ def _alerts(notices: Iterable[Notice]) -> dict[tuple[str, ...], dict[str, Any]]:
                 "description": f"At step {notice.finding['first_step']}. Try: {notice.finding['suggestion']}",
             },
             "startsAt": iso(notice.time),
-            "endsAt": iso(notice.resolved if notice.how else time.time() + _HOLDS_SECONDS),
+            "endsAt": iso(_end(notice)),
         }
         alerts.setdefault(tuple(labels.values()), alert)
     return alerts
+
+
+def _end(notice: Notice) -> float:
+    if notice.how:
+        return max(notice.resolved, notice.time + _SHORTEST_SECONDS)
+    return time.time() + _HOLDS_SECONDS

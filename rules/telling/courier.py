@@ -74,6 +74,7 @@ class Courier:
         while not self._ending.wait(0.5):
             self._deliver(now=False)
         self._deliver(now=True)
+        self._deliver(now=True)  # that what was told only now no longer holds
 
     def _deliver(self, now: bool) -> None:
         for outbox in list(self._outboxes.values()):

@@ -22,6 +22,9 @@ class NotifyAction:
         gather: seconds for which other findings are awaited, to be told in the same message.
         quiet: hours in which what can wait is not told.
         resolved: whether it is told as well that a finding no longer holds; by default where the channel wants that.
+
+    Attributes:
+        quiet: hours in which what can wait is not told.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class NotifyAction:
         self.at_least = at_least
         self.name = name
         self._gather = gather
-        self._quiet = quiet or QuietHours(())
+        self.quiet = quiet or QuietHours(())
         self._resolved = resolved
 
     def apply(self, finding: Finding, run_dir: Path) -> str:
@@ -48,7 +51,7 @@ class NotifyAction:
             OSError: an outbox cannot be written.
         """
         notice = Notice.of(run_dir, finding, time.time())
-        until = self._quiet.until(notice.time, finding.severity)
+        until = self.quiet.until(notice.time, finding.severity)
         for outbox in self._outboxes:
             outbox.put(notice, gather=self._gather, quiet_until=until)
         return f"to be told through {', '.join(outbox.name for outbox in self._outboxes)}"
@@ -69,4 +72,4 @@ class NotifyAction:
                 outbox.resolve(ids, judge, self._until)
 
     def _until(self, notice: Notice) -> float:
-        return self._quiet.until(time.time(), Severity(notice.finding["severity"]))
+        return self.quiet.until(time.time(), Severity(notice.finding["severity"]))

@@ -163,8 +163,8 @@ class Outbox:
         for part, names in (("sent", sent), ("waiting", waiting - sent)):
             for name in sorted(names - resolved):
                 if name.startswith(prefix) and not name.endswith(_RESOLVED):
-                    content = read_json(self._file(part, name))
-                    notice = Notice.from_file(content if part == "sent" else content.get("notice", {}))
+                    waits = read_json(self._file("waiting", name)).get("notice") if part == "waiting" else None
+                    notice = Notice.from_file(waits or read_json(self._file("sent", name)))  # it may be told just now
                     if notice is not None:
                         yield notice
 
@@ -260,8 +260,10 @@ class Outbox:
 
     def _collect(self, now: bool) -> dict[str, Any]:
         """A message of all that waits, if it is time for one."""
-        found = {name: self._waiting(name) for name in sorted(self._names("waiting") - self._names("sent"))}
-        clock = time.time()
+        sent, clock = self._names("sent"), time.time()
+        # The end of what has not been told waits for the message after: an incident would be closed as it is opened.
+        names = [name for name in self._names("waiting") - sent if name.removesuffix(_RESOLVED) in (name, *sent)]
+        found = {name: self._waiting(name) for name in sorted(names)}
         ready = {name: each for name, each in found.items() if each is not None and not each.held(clock)}
         if not ready or not (now or self._is_time(ready, clock)):
             return {}

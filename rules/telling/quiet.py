@@ -46,11 +46,15 @@ class QuietHours:
             the clocks of a time zone of the IANA database. Hours that end before they begin end on the next day.
         breaks_through: severity from which something is told all the same; None for none.
 
+    Attributes:
+        spellings: as they were given.
+
     Raises:
         ValueError: one is not of that form, or its zone is not known.
     """
 
     def __init__(self, spellings: Sequence[str], breaks_through: Severity | None = Severity.ERROR) -> None:
+        self.spellings = tuple(spellings)
         self._spans = [_span(spelling) for spelling in spellings]
         self._breaks_through = breaks_through
         if spellings and self._end(0.0) > _WEEK:

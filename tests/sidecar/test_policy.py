@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from stepwatch.probe.store.labels import change_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Severity
+from stepwatch.rules.sidecar.policy import describe
 from stepwatch.rules.sidecar.policy_file import PolicyFile
 from stepwatch.rules.sidecar.positions import FileError
+from stepwatch.rules.study.study import StudySettings
 from stepwatch.rules.telling.courier import Courier
 from tests.sidecar.conftest import Job
 
@@ -96,6 +99,26 @@ def test_runs_are_chosen_by_name_directory_and_user(tmp_path: Path, begin: Begin
         assert (file.find(trace) is not None) is matches, line
 
 
+def test_runs_are_chosen_by_tag_and_trials_given_up(tmp_path: Path, begin: Begin) -> None:
+    trace = Trace(begin(tmp_path / "a").train(1).path)
+    file = read(
+        tmp_path / "p.toml",
+        "[[policy]]\ntags = ['sweep-*', 'team=vision']\nrules = 'ExplodingTensor'\n"
+        "notify = [{channel = 'sns-sms:+1', quiet = ['22:00-07:00 UTC'], breaks_through = 'never', gather = 9}]\n"
+        "study = {grace = 100, patience = 50}\n",
+    )
+    assert file.find(trace) is None
+    change_labels(trace.path, add=["sweep-7", "x"])
+    policy = file.find(trace)
+    assert policy is not None and policy.study is not None
+    assert policy.study.settings == StudySettings(100, patience=50)
+    text = describe(policy)
+    assert text.startswith("runs tagged sweep-* or team=vision; 1 rules (ExplodingTensor); trials are given up by")
+    assert "quiet 22:00-07:00 UTC" in text and text.endswith("; stop on Unpromising")
+    stopless = read(tmp_path / "p.toml", "[[policy]]\nstudy = {grace = 100}\nstop = false\n").policies[0]
+    assert stopless.study is not None and not stopless.actions
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -117,6 +140,23 @@ def test_runs_are_chosen_by_name_directory_and_user(tmp_path: Path, begin: Begin
         ("p.yaml", "policy:\n- runs: [a\n", "p.yaml:3: not valid YAML"),
         ("p.yaml", "- a\n", "p.yaml:1: holds a list; expected a table"),
         ("p.yaml", "policy:\n- notify:\n  - sns-sms:+1\n  - at_least: info\n", "p.yaml:4: names no channel"),
+        (
+            "p.toml",
+            "[[policy]]\nnotify = [{channel = 'sns-sms:+1', quiet = '22-7'}]\n",
+            "p.toml:2: quiet hours are '22-7'; expected",
+        ),
+        (
+            "p.yaml",
+            "policy:\n- notify:\n  - channel: sns-sms:+1\n    breaks_through: loud\n",
+            "p.yaml:4: breaks_through is 'loud'; expected info, warning or error",
+        ),
+        (
+            "p.toml",
+            "[[policy]]\n[policy.study]\nobjective = 'loss'\ngrace = 0\n",
+            "p.toml:4: grace is 0; expected steps, 1 or more",
+        ),
+        ("p.toml", "[[policy]]\n[policy.study]\nmedian = true\n", "p.toml:2: grace is missing"),
+        ("p.toml", "[[policy]]\n[policy.study]\ngrce = 1\n", "p.toml:3: 'grce' is an unknown key; did you mean grace?"),
         ("p.ini", "", "p.ini: is a .ini file; expected .toml, .yaml or .yml"),
     ],
 )

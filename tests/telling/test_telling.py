@@ -144,6 +144,18 @@ def test_an_error_of_another_rule_does_not_wait_behind_more_of_the_same(
     assert {200, 300} <= set(steps(server)[-1])
 
 
+def test_the_end_of_a_finding_is_told_after_the_finding(tmp_path: Path, run: Path, server: Server) -> None:
+    courier = Courier(tmp_path / "outbox")
+    box = courier.outbox(Webhook(server.url))
+    tell = NotifyAction([box])
+    tell.apply(finding(3), run)
+    tell.resolve(run, lambda notice: "the job was stopped")
+    courier.start()
+    courier.close()
+    assert [(len(body["findings"]), len(body["resolved"])) for body in server.bodies] == [(1, 0), (0, 1)]
+    assert box.waiting == 0 and not list(box.holding())
+
+
 def test_of_several_processes_with_an_outbox_one_delivers(tmp_path: Path, run: Path, server: Server) -> None:
     one, other = (Outbox(tmp_path / "outbox", Webhook(server.url)) for _ in range(2))
     NotifyAction([one]).apply(finding(3), run)
