@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwatch.probe import collections
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
-from stepwatch.probe.smdebug.errors import SMDebugError, SMDebugTypeError
+from stepwatch.probe.smdebug.errors import SMDebugError, SMDebugTypeError, SMDebugValueError
+from stepwatch.probe.store.smdebug.directory import COLLECTIONS_FOLDER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,9 @@ BUILT_IN = {
 
 SCALAR_COLLECTIONS = frozenset(("losses", "metrics", "feature_importance", "average_shap", "sm_metrics"))
 """Always saved whole, never reduced."""
+
+
+_KEYS = ("name", "include_regex", "tensor_names", "reduction_config", "save_config", "save_histogram")
 
 
 class CollectionKeys(collections.CollectionKeys):
@@ -64,12 +69,14 @@ class Collection(collections.Collection):
         self.modules: list[tuple[nn.Module, tuple[str, ...]]] = []
         super().__init__(name)
         self.include(include_regex or [])
-        self.tensor_names = set(tensor_names or ())
+        self.tensor_names = tensor_names  # type: ignore[assignment]
         self.save_config = save_config
         self.reduction_config = reduction_config
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "tensor_names":
+            if not (value is None or isinstance(value, (list, tuple, set, frozenset))):
+                raise SMDebugTypeError(f"tensor_names of {self.name} is {value!r}; expected a list or a set")
             value = set(value or ())
         elif name == "save_config" and value is not None:
             value = SaveConfig.parse(value)
@@ -79,6 +86,8 @@ class Collection(collections.Collection):
 
     def include(self, patterns: str | Iterable[str]) -> None:
         """Add expressions."""
+        if not isinstance(patterns, (str, list, tuple, set, frozenset)):
+            raise SMDebugTypeError(f"collection {self.name} got the expressions {patterns!r}; expected text or a list")
         found = [patterns] if isinstance(patterns, str) else list(patterns)
         for pattern in found:
             if not isinstance(pattern, str):
@@ -132,8 +141,8 @@ class Collection(collections.Collection):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Collection:
-        """From its JSON object."""
-        return cls(**values)
+        """From its JSON object; other keys are ignored."""
+        return cls(**{key: values[key] for key in _KEYS if key in values})
 
     @classmethod
     def from_json(cls, text: str) -> Collection:
@@ -149,6 +158,7 @@ class CollectionManager:
 
     def __init__(self, collections: Mapping[str, Collection] | None = None, create_default: bool = True) -> None:
         self.collections = dict(collections or {})
+        self._workers = 1
         if create_default:
             for name, patterns in BUILT_IN.items():
                 self.collections.setdefault(name, Collection(name, patterns))
@@ -187,6 +197,53 @@ class CollectionManager:
         """All of them by name."""
         return self.collections
 
-    def to_json_dict(self) -> dict[str, Any]:
+    def get_num_workers(self) -> int:
+        """How many workers write."""
+        return self._workers
+
+    def set_num_workers(self, num_workers: int) -> None:
+        """So many workers write."""
+        self._workers = int(num_workers)
+
+    def update_meta(self, meta: Mapping[str, Any]) -> None:
+        """Take ``num_workers`` from what a file of collections says beside them."""
+        self._workers = int(meta.get("num_workers", self._workers))
+
+    def describe(self) -> dict[str, Any]:
         """Their JSON objects by name."""
         return {name: collection.to_json_dict() for name, collection in self.collections.items()}
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """What a file of collections holds."""
+        return {"collections": self.describe(), "_meta": {"num_workers": self._workers}}
+
+    def export(self, out_dir: str, filename: str) -> None:
+        """Write that file into a job's directory."""
+        folder = Path(out_dir, COLLECTIONS_FOLDER)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / filename).write_text(json.dumps(self.to_json_dict()), encoding="utf-8")
+
+    @classmethod
+    def load(cls, filename: str) -> CollectionManager:
+        """From such a file.
+
+        Raises:
+            SMDebugValueError: it holds something else.
+        """
+        return cls.load_from_string(Path(filename).read_text(encoding="utf-8"))
+
+    @classmethod
+    def load_from_string(cls, text: str) -> CollectionManager:
+        """From what it holds.
+
+        Raises:
+            SMDebugValueError: it holds something else.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict) or not content.keys() <= {"collections", "_meta"}:
+            raise SMDebugValueError(f"collections are {text!r:.80}; expected an object of 'collections' and '_meta'")
+        manager = cls(create_default=False)
+        for name, entry in (content.get("collections") or {}).items():
+            manager.collections[name] = Collection.from_dict({"name": name, **entry})
+        manager.update_meta(content.get("_meta") or {})
+        return manager

@@ -8,7 +8,7 @@ from typing import Any
 
 from stepwatch.probe import reductions, schedule
 from stepwatch.probe.mode_keys import ModeKeys
-from stepwatch.probe.smdebug.errors import SMDebugValueError
+from stepwatch.probe.smdebug.errors import SMDebugTypeError, SMDebugValueError
 
 DEFAULT_INTERVAL = 500
 
@@ -93,15 +93,23 @@ class SaveConfig(schedule.SaveConfig):
         """Whatever a hook or a collection takes as its save_config.
 
         Raises:
-            SMDebugValueError: something else.
+            SMDebugTypeError: something else.
+            SMDebugValueError: a mapping of something else.
         """
         if value is None:
             return cls()
         if isinstance(value, SaveConfig):
             return value
         if isinstance(value, schedule.SaveConfigMode):
-            return cls({mode: value for mode in ModeKeys})
+            return cls.from_save_config_mode(value)
+        if not isinstance(value, Mapping):
+            raise SMDebugTypeError(f"save_config is {value!r}; expected a SaveConfig, a SaveConfigMode or a mapping")
         return cls(value)
+
+    @classmethod
+    def from_save_config_mode(cls, config: schedule.SaveConfigMode) -> SaveConfig:
+        """The same schedule for all modes."""
+        return cls({mode: config for mode in ModeKeys})
 
     def set_save_config(self, mode: ModeKeys, config: schedule.SaveConfigMode) -> None:
         """Give one mode another schedule."""
@@ -113,8 +121,8 @@ class SaveConfig(schedule.SaveConfig):
             self._by_mode.setdefault(mode, default.get_save_config(mode) or SaveConfigMode())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SaveConfig:
-        """From its JSON object."""
+    def from_dict(cls, values: Mapping[str, Any], default_save_modes: Any = None) -> SaveConfig:
+        """From its JSON object; modes that it leaves out stay open, whatever the default is."""
         return cls(values)
 
     @classmethod

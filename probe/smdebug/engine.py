@@ -46,6 +46,9 @@ class Engine(hook.Hook):
         save_config: schedule of collections that have none of their own.
         reduction_config: what is saved of tensors whose collections do not say.
         every_worker: whether all ranks write, or the first only.
+
+    Attributes:
+        mode_steps: steps of each mode that has begun, counted from 0; in mode GLOBAL the global step.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Engine(hook.Hook):
         self._waiting_scalars: dict[str, float] = {}
         self._waiting_tensors: dict[str, tuple[torch.Tensor, str]] = {}
         self._seen: set[str] = set()
+        self.mode_steps: dict[ModeKeys, int] = {}
         self._default_schedule = save_config
         super().__init__(
             out_dir,
@@ -124,6 +128,8 @@ class Engine(hook.Hook):
             self._prepare()
         super()._begin_forward(module, args, kwargs)
         record = self._steps.record
+        if record is not None:
+            self.mode_steps |= {record.mode: record.mode_step, ModeKeys.GLOBAL: record.step}
         if record is not None and record.due and record.forwards == 1:
             for capture in self._tensors.models:
                 for name, parameter, origin in capture.parameters():
@@ -209,7 +215,7 @@ class Engine(hook.Hook):
 
     def _note_collections(self) -> None:
         if self.rank == 0:
-            write_origin(self.out_dir, {"workers": None, "collections": self._manager.to_json_dict()})
+            write_origin(self.out_dir, {"workers": None, "collections": self._manager.describe()})
 
 
 class _Recorder(TensorRecorder):

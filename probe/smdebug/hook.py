@@ -249,6 +249,39 @@ class Hook:
         """Whether nothing but losses is saved."""
         return self.include_collections == {"losses"}
 
+    has_default_configuration = has_default_hook_configuration
+
+    @property
+    def mode_steps(self) -> dict[ModeKeys, int]:
+        """Steps of each mode that has begun, counted from 0; that of mode GLOBAL is the global step."""
+        return dict(self._engine.mode_steps) if self._engine else {}
+
+    def should_save_tensor_or_collection(self, tensor_name: str, collection_name: str) -> bool:
+        """Whether the open step saves a tensor of this collection."""
+        if self._engine is None or self.step < 0:
+            return False
+        steps = self.mode_steps
+        mode = self.mode if self.mode in steps else ModeKeys.GLOBAL
+        if collection_name in ("gradients", "optimizer_variables") and mode in (ModeKeys.EVAL, ModeKeys.PREDICT):
+            return False
+        wanted = {*self.include_collections, *(self.collection_manager.collections if self.save_all else ())}
+        found = [self.collection_manager.get(name) for name in wanted if name in self.collection_manager.collections]
+        return any(
+            (each.save_config or self.save_config).should_save_step(mode, steps[mode])
+            for each in found
+            if each.name == collection_name or each.matches(tensor_name)
+        )
+
+    def count_parameters(self, model: nn.Module) -> int:
+        """Entries of a model's parameters that are trained."""
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    def export_collections(self) -> None:
+        """Nothing: the run describes its collections by itself."""
+
+    def record_trace_events(self, timestamp: float, **event: Any) -> None:
+        """Nothing: the run has the times of steps by itself."""
+
 
 def get_hook(json_config_path: str | None = None, create_if_not_exists: bool = False) -> Hook | None:
     """The hook of this process; made from its JSON file where there is none and ``create_if_not_exists`` says so.

@@ -46,6 +46,10 @@ from stepwatch.rules.exceptions import (
 )
 
 
+class SMDebugCustomerError(SMDebugError):
+    """Something that the user's code did."""
+
+
 class RuleEvaluationConditionMet(SMDebugError):
     """The condition of a rule is met at a step."""
 

@@ -20,18 +20,24 @@ def refresh(trials: Any) -> Iterator[Any]:
     yield trials
 
 
-def parse_bool(value: str | bool | None, default: bool) -> bool:
-    """A flag that SageMaker's configuration spells as text; ``default`` for what is neither."""
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "false": False}.get(str(value).strip().lower(), default)
+def parse_bool(value: Any, default: bool) -> Any:
+    """A flag that SageMaker's configuration spells as text; ``default`` for None, and what is no text as it is.
+
+    Raises:
+        ValueError: a text that is neither.
+    """
+    if not isinstance(value, str):
+        return default if value is None else value
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"flag is {value!r}; expected true or false")
+    return value.lower() == "true"
 
 
 def parse_list_from_str(value: str | list[str] | None, delimiter: str = ",") -> list[str]:
-    """A list that SageMaker's configuration spells as text."""
+    """A list that SageMaker's configuration spells as text; blanks stay, as they do in smdebug."""
     if value is None:
         return []
-    return [part.strip() for part in value.split(delimiter)] if isinstance(value, str) else value
+    return value.split(delimiter) if isinstance(value, str) else value
 
 
 def get_logger(name: str = "smdebug") -> logging.Logger:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+_CORE = "stepwatch.rules.smdebug.core"
+_ACCESS, _LOCATIONS, _WRITING = f"{_CORE}.access", f"{_CORE}.locations", f"{_CORE}.writing"
+_UTILS, _CONSTANTS, _FILES = f"{_CORE}.utils", f"{_CORE}.constants", f"{_CORE}.configuration"
+_MANAGERS = f"{_CORE}.managers"
+_PROFILING = "stepwatch.rules.smdebug.profiling"
 _RULES = "stepwatch.rules.smdebug.rule"
 _ACTIONS = "stepwatch.rules.smdebug.action"
 _TRIALS = "stepwatch.rules.smdebug.trials"
@@ -23,15 +28,16 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug": _CONFIGURATION,
     "smdebug.modes": {"stepwatch.probe.mode_keys": "modes ModeKeys"},
     "smdebug.exceptions": {_EXCEPTIONS: "*", "stepwatch.probe.mode_keys": "modes ModeKeys"},
+    "smdebug.trials.profiler_trial": {_PROFILING: "ProfilerTrial"},
     "smdebug.trials": {_TRIALS: "create_trial LocalTrial S3Trial", "stepwatch.rules.trial": "Trial"},
     "smdebug.trials.local_trial": {_TRIALS: "LocalTrial"},
     "smdebug.trials.s3_trial": {_TRIALS: "S3Trial"},
     "smdebug.trials.trial": {"stepwatch.rules.trial": "Trial"},
     "smdebug.trials.utils": {_TRIALS: "create_trial"},
-    "smdebug.rules": {_RULES: "Rule invoke_rule RequiredTensors"},
+    "smdebug.rules": {_RULES: "Rule invoke_rule RequiredTensors RequiredTensorsForTrial"},
     "smdebug.rules.rule": {_RULES: "Rule"},
     "smdebug.rules.rule_invoker": {_RULES: "invoke_rule"},
-    "smdebug.rules.req_tensors": {_RULES: "RequiredTensors"},
+    "smdebug.rules.req_tensors": {_RULES: "RequiredTensors RequiredTensorsForTrial"},
     "smdebug.rules.action": {_ACTIONS: "Actions"},
     "smdebug.rules.action.action": {_ACTIONS: "Actions MessageAction StopTrainingAction ALLOWED_ACTIONS"},
     "smdebug.rules.action.message_action": {_ACTIONS: "MessageAction"},
@@ -39,13 +45,92 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.analysis": {},
     "smdebug.analysis.utils": {_HELPERS: "no_refresh refresh parse_bool parse_list_from_str"},
     "smdebug.core": {},
-    "smdebug.core.modes": {"stepwatch.probe.mode_keys": "ModeKeys"},
-    "smdebug.core.collection": {_COLLECTIONS: "Collection CollectionKeys"},
-    "smdebug.core.collection_manager": {_COLLECTIONS: "CollectionManager"},
-    "smdebug.core.save_config": {_SAVING: "SaveConfig SaveConfigMode"},
-    "smdebug.core.reduction_config": {_SAVING: "ReductionConfig"},
+    "smdebug.core.access_layer": {
+        _ACCESS: "TSAccessFile TSAccessS3 check_dir_exists has_training_ended training_has_ended"
+        " is_rule_signalled_gracetime_passed",
+        _CONSTANTS: "DEFAULT_GRACETIME_FOR_RULE_STOP_SEC ENV_RULE_STOP_SIGNAL_FILENAME",
+    },
+    "smdebug.core.access_layer.file": {
+        _ACCESS: "TSAccessFile WRITE_MODES get_temp_path",
+        _CONSTANTS: "SMDEBUG_TEMP_PATH_SUFFIX",
+    },
+    "smdebug.core.access_layer.s3": {_ACCESS: "TSAccessS3"},
+    "smdebug.core.access_layer.s3handler": {
+        _ACCESS: "S3Handler ListRequest ReadObjectRequest DeleteRequest",
+        _UTILS: "is_s3",
+    },
+    "smdebug.core.access_layer.utils": {
+        _ACCESS: "check_dir_exists delete_s3_prefixes file_exists has_training_ended training_has_ended"
+        " is_rule_signalled_gracetime_passed",
+        _CONSTANTS: "END_OF_JOB_FILENAME DEFAULT_GRACETIME_FOR_RULE_STOP_SEC ENV_RULE_STOP_SIGNAL_FILENAME",
+    },
+    "smdebug.core.config_constants": {_CONSTANTS: "*"},
+    "smdebug.core.hook_utils": {_FILES: "verify_and_get_out_dir get_tensorboard_dir"},
+    "smdebug.core.json_config": {
+        _FILES: "create_hook_from_json_config get_include_collections get_json_config_as_dict"
+        " get_node_id_from_resource_config parse_save_config_dict parse_save_config_modes_dict",
+        _CONSTANTS: "CONFIG_FILE_PATH_ENV_STR DEFAULT_CONFIG_FILE_PATH DEFAULT_SAGEMAKER_OUTDIR"
+        " DEFAULT_RESOURCE_CONFIG_FILE DEFAULT_WORKER_NAME TENSORBOARD_CONFIG_FILE_PATH_ENV_STR",
+    },
+    "smdebug.core.locations": {
+        _LOCATIONS: "EventFileLocation IndexFileLocationUtils TensorFileLocation TensorLocation TensorShape"
+        " TensorboardFileLocation TraceFileLocation",
+        _CONSTANTS: "STEP_NUMBER_FORMATTING_LENGTH",
+    },
+    "smdebug.core.modes": {
+        "stepwatch.probe.mode_keys": "ModeKeys",
+        _CONSTANTS: "ALLOWED_MODES ALLOWED_MODE_NAMES MODE_STEP_PLUGIN_NAME MODE_PLUGIN_NAME",
+    },
+    "smdebug.core.reader": {_WRITING: "FileReader"},
+    "smdebug.core.reductions": {
+        f"{_CORE}.reductions": "get_numpy_reduction get_basic_numpy_reduction get_reduction_tensor_name"
+        " reverse_reduction_tensor_name",
+        _CONSTANTS: "ALLOWED_NORMS ALLOWED_REDUCTIONS REDUCTIONS_PREFIX",
+    },
+    "smdebug.core.s3_utils": {_ACCESS: "list_s3_objects S3Handler ListRequest"},
+    "smdebug.core.sagemaker_utils": {_FILES: "is_sagemaker_job"},
+    "smdebug.core.utils": {_UTILS: "*", _FILES: "get_node_id_from_resource_config"},
+    "smdebug.core.writer": {_WRITING: "FileWriter"},
+    "smdebug.core.collection": {
+        _COLLECTIONS: "Collection CollectionKeys SCALAR_COLLECTIONS",
+        _CONSTANTS: "SUMMARIES_COLLECTIONS SM_METRIC_COLLECTIONS NON_REDUCTION_COLLECTIONS"
+        " NON_HISTOGRAM_COLLECTIONS DEFAULT_PYTORCH_COLLECTIONS",
+    },
+    "smdebug.core.collection_manager": {_COLLECTIONS: "Collection", _MANAGERS: "CollectionManager"},
+    "smdebug.core.save_config": {
+        _SAVING: "SaveConfig SaveConfigMode",
+        _CONSTANTS: "DEFAULT_SAVE_CONFIG_INTERVAL DEFAULT_SAVE_CONFIG_START_STEP DEFAULT_SAVE_CONFIG_END_STEP"
+        " DEFAULT_SAVE_CONFIG_SAVE_STEPS",
+    },
+    "smdebug.core.reduction_config": {
+        _SAVING: "ReductionConfig",
+        _CONSTANTS: "ALLOWED_REDUCTIONS ALLOWED_NORMS REDUCTION_CONFIG_VERSION_NUM",
+    },
     "smdebug.core.tensor": {"stepwatch.rules.trial": "StepState", "stepwatch.rules.tensor": "Tensor"},
     "smdebug.core.logger": {_HELPERS: "get_logger"},
+    "smdebug.profiler": {
+        _PROFILING: "HorovodProfilerEvents LocalAlgorithmMetricsReader LocalSystemMetricsReader MetricsReaderBase"
+        " ProfilerSystemEvents SMDataParallelProfilerEvents SMProfilerEvents SystemProfilerEventParser TraceEvent"
+        " TraceEventParser S3AlgorithmMetricsReader S3SystemMetricsReader",
+    },
+    "smdebug.profiler.algorithm_metrics_reader": {
+        _PROFILING: "LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
+    },
+    "smdebug.profiler.metrics_reader_base": {_PROFILING: "MetricsReaderBase"},
+    "smdebug.profiler.system_metrics_reader": {_PROFILING: "LocalSystemMetricsReader S3SystemMetricsReader"},
+    "smdebug.profiler.system_profiler_file_parser": {
+        _PROFILING: "ProfilerSystemEvent ProfilerSystemEvents SystemProfilerEventParser",
+    },
+    "smdebug.profiler.tf_profiler_parser": {
+        _PROFILING: "HorovodProfilerEvents SMDataParallelProfilerEvents SMProfilerEvents",
+    },
+    "smdebug.profiler.trace_event_file_parser": {_PROFILING: "TraceEvent TraceEventParser"},
+    "smdebug.profiler.utils": {
+        _PROFILING: "TimeUnits convert_utc_timestamp_to_microseconds convert_utc_timestamp_to_nanoseconds"
+        " convert_utc_timestamp_to_seconds is_valid_tracefilename get_node_id_from_tracefilename"
+        " get_timestamp_from_tracefilename validate_system_profiler_file get_node_id_from_system_profiler_filename"
+        " get_utctimestamp_us_since_epoch_from_system_profiler_file",
+    },
     "smdebug.pytorch": {**_CONFIGURATION, _TRIALS: "create_trial"},
     "smdebug.pytorch.hook": {},
     "smdebug.pytorch.singleton_utils": {},

@@ -69,6 +69,13 @@ class RequiredTensors:
                     trial.tensor(name).value(step)
 
 
+class RequiredTensorsForTrial(RequiredTensors):
+    """The same of one trial."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
+
+
 class Rule(ABC):
     """Base of rules written for smdebug; every form in which its constructor was ever called is taken.
 

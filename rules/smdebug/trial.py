@@ -65,7 +65,7 @@ class _AsSaved(Trial):
         if saved is not None:
             return saved
         whole = self.whole(name, step)
-        return None if whole is None else _reduction(whole, reduction, of_magnitudes)
+        return None if whole is None else numpy_reduction(whole, reduction, of_magnitudes)
 
     def read_shape(self, name: str, step: Step) -> tuple[int, ...] | None:
         """The shape, where it or the tensor was saved."""
@@ -287,7 +287,7 @@ def _checked(range_steps: Range | None) -> Range:
     return first, end
 
 
-def _reduction(array: Array, name: str, of_magnitudes: bool) -> Any:
+def numpy_reduction(array: Array, name: str, of_magnitudes: bool) -> Any:
     """NumPy's reduction in the tensor's own type; norms of more than two dimensions are of all entries."""
     entries = np.abs(array) if of_magnitudes else array
     with np.errstate(all="ignore"):

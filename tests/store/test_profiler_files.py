@@ -68,7 +68,7 @@ def write_timeline(folder: Path, steps: int, process: str = "0-algo-1", slow: ra
             {"name": "next", "pid": 3, "ph": "X", "ts": at - 20_000, "dur": 15_000, "args": args},
             {"name": "Step:ModeKeys.TRAIN", "pid": 1, "ph": "X", "ts": at, "dur": took, "args": args},
             {"name": "Net", "pid": 2, "ph": "B", "ts": at + 1000, "args": args},
-            {"pid": 2, "ph": "E", "ts": at + 31_000},
+            {"name": "Net", "pid": 2, "ph": "E", "ts": at + 31_000, "args": args},
         ]
     end = BEGAN * 1_000_000 + steps * 500_000
     path = folder / "framework" / "pevents" / "2023111500" / f"{end}_{process}_pythontimeline.json"

@@ -25,6 +25,7 @@ from stepwatch.probe.store.smdebug.wire import (
 _TEXT = 7
 _MAX_DIMENSIONS = 64
 _MAX_SHAPE_BYTES = 64 << 10
+_MAX_DIGITS = 19
 _TYPES = {
     code: np.dtype(name)
     for code, name in {
@@ -76,6 +77,26 @@ def decode(record: bytes) -> Event:
     value = fields(record, *_only(fields(record, *_only(event, 5)), 1))
     name = _text(record[slice(*_only(value, 1))])
     return Event(name, _tensor(record, *_only(value, 8)), step, wall_time)
+
+
+def decode_with_mode(record: bytes) -> tuple[Event, str, int]:
+    """The event of a framed record with the name of its mode and its count within that.
+
+    Raises:
+        TraceError: it is damaged, or says no mode.
+    """
+    event = decode(record)
+    value = fields(record, *_only(fields(record, *_only(fields(record, *unframe(record)), 5)), 1))
+    notes: dict[str, str] = {}
+    for number, start, stop in fields(record, *_only(value, 9)):
+        if number == 1 and stop >= 0:
+            note = fields(record, start, stop)
+            notes[_text(record[slice(*_only(note, 1))])] = _text(record[slice(*_only(note, 2))])
+    modes = {text: mode for mode, text in _MODE_NUMBERS.items()}
+    mode, count = modes.get(notes.get("mode", "")), notes.get("mode_step", "")
+    if mode is None or not count.removeprefix("-").isdigit() or len(count) > _MAX_DIGITS:
+        damaged(f"a record of mode {notes.get('mode')!r:.20} and step {count!r:.20}")
+    return event, mode, int(count)
 
 
 def encode(event: Event, mode: str, mode_step: int) -> bytes:

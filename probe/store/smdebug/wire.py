@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Iterator
 from typing import NoReturn
 
 from stepwatch.probe.store.errors import TraceError
@@ -69,6 +70,24 @@ def unframe(record: bytes) -> tuple[int, int]:
     if not record.endswith(_PAYLOAD_MARK):
         damaged("a record does not end with the mark of an event file")
     return HEADER_BYTES, HEADER_BYTES + length
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """The framed records of a file.
+
+    Raises:
+        TraceError: one goes on beyond its end.
+    """
+    at = 0
+    while at < len(content):
+        if len(content) - at < HEADER_BYTES + FOOTER_BYTES:
+            damaged(f"{len(content) - at} bytes after the last record")
+        (length,) = struct.unpack_from("<Q", content, at)
+        end = at + HEADER_BYTES + length + FOOTER_BYTES
+        if end > len(content):
+            damaged(f"a record of {length} bytes; the file ends before")
+        yield content[at:end]
+        at = end
 
 
 Field = tuple[int, int, int]
