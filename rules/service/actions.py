@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,9 +143,11 @@ class StopByName:
             return self._action.apply(finding, run_dir)
         if self.name != StopAction.name:
             return f"would stop the SageMaker training job whose name begins with {self._job_prefix}"
-        from stepwatch.rules.sidecar.schedulers import stop_training_job  # which needs this package
+        from stepwatch.rules.sidecar.schedulers import stop_training_job  # which need this package
+        from stepwatch.rules.sidecar.stopping import EscalatingStop
 
-        return stop_training_job(self._job_prefix)
+        stop = partial(stop_training_job, self._job_prefix)
+        return self._action.insist(run_dir, stop) if isinstance(self._action, EscalatingStop) else stop()
 
 
 def configured_actions(specs: Sequence[RuleSpec], stopping: Action | None) -> list[Action]:

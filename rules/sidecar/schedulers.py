@@ -13,7 +13,19 @@ _SECONDS = 60.0
 
 
 class SchedulerError(Exception):
-    """The job has no scheduler that is known, or that one did not end it."""
+    """The job has no scheduler that is known, or that one did not end it.
+
+    Attributes:
+        final: whether trying again is pointless.
+    """
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+
+
+class NotRunning(SchedulerError):
+    """There is nothing to end."""
 
 
 def cancel(trace: Trace) -> str:
@@ -56,11 +68,11 @@ def stop_training_job(name: str) -> str:
         pages = client.get_paginator("list_training_jobs").paginate(NameContains=name, StatusEquals="InProgress")
         running = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
         matching = [name] if name in running else [job for job in running if job.startswith(name)]
-        if len(matching) != 1:
-            what = (
-                f"{len(matching)} running jobs have names that begin so; none is stopped" if matching else "not running"
-            )
-            raise SchedulerError(f"SageMaker training job {name}: {what}")
+        if not matching:
+            raise NotRunning(f"SageMaker training job {name}: not running", final=True)
+        if len(matching) > 1:
+            what = f"{len(matching)} running jobs have names that begin so; none is stopped"
+            raise SchedulerError(f"SageMaker training job {name}: {what}", final=True)
         client.stop_training_job(TrainingJobName=matching[0])
     except (BotoCoreError, ClientError) as error:
         raise SchedulerError(f"SageMaker training job {name}: {error}") from None

@@ -14,7 +14,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.rules.actions import is_of_an_earlier_attempt
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.sidecar.schedulers import SchedulerError, cancel, scheduled_as
+from stepwatch.rules.sidecar.schedulers import NotRunning, SchedulerError, cancel, scheduled_as
 from stepwatch.rules.termination import find_processes, terminate
 
 log = logging.getLogger("stepwatch")
@@ -72,6 +72,29 @@ class EscalatingStop:
             except (OSError, TraceError) as error:  # a file system that is away comes back
                 trouble = str(error)
             self._fail(run_dir, f"the job could not be stopped ({trouble}); trying again in {pause:g} s")
+            time.sleep(pause)
+        raise AssertionError("pauses do not end")
+
+    def insist(self, run_dir: Path, stop: Callable[[], str]) -> str:
+        """Stop a job by its scheduler alone, again and again until that takes it; every failure is told.
+
+        Args:
+            run_dir: the run.
+            stop: stops it, and says what was done.
+
+        Raises:
+            SchedulerError: the scheduler cannot be asked for this job.
+        """
+        for pause in _pauses():
+            try:
+                return stop()
+            except NotRunning as error:
+                return f"nothing to stop: {error}"
+            except SchedulerError as error:
+                again = "" if error.final else f"; trying again in {pause:g} s"
+                self._fail(run_dir, f"the job could not be stopped ({error}){again}")
+                if error.final:
+                    raise
             time.sleep(pause)
         raise AssertionError("pauses do not end")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.sidecar import stopping
 from stepwatch.rules.sidecar.schedulers import SchedulerError, cancel, scheduled_as, stop_training_job
 from stepwatch.rules.sidecar.stopping import EscalatingStop
 from tests.sidecar.conftest import Job
@@ -104,6 +106,7 @@ class SageMaker(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.jobs = jobs
         self.stopped: list[str] = []
+        self.refusals = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -113,7 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         answer: dict[str, Any] = {}
-        if self.headers["X-Amz-Target"] == "SageMaker.StopTrainingJob":
+        status = 200
+        if self.server.refusals:
+            self.server.refusals -= 1
+            status, answer = 400, {"__type": "AccessDeniedException", "message": "not authorized"}
+        elif self.headers["X-Amz-Target"] == "SageMaker.StopTrainingJob":
             self.server.stopped.append(asked["TrainingJobName"])
         else:
             assert asked["StatusEquals"] == "InProgress"
@@ -127,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             if at + 1 < len(found):
                 answer["NextToken"] = str(at + 1)
         body = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/x-amz-json-1.1")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -155,3 +162,19 @@ def test_a_sagemaker_job_is_stopped_by_its_name_or_by_a_prefix_that_only_it_has(
         with pytest.raises(SchedulerError, match=message):
             stop_training_job(name)
     assert sagemaker.stopped == ["train", "other-7"]
+
+
+def test_a_stop_that_the_service_refuses_is_shouted_about_and_tried_again(
+    sagemaker: SageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "_PAUSES", (0.01,))
+    shouted: list[str] = []
+    stop = EscalatingStop(shout=lambda run, text: shouted.append(text))
+    sagemaker.refusals = 2
+    assert stop.insist(tmp_path, partial(stop_training_job, "train")) == "SageMaker training job train is stopping"
+    assert len(shouted) == 2 and all("not authorized" in text and "again in 0.01 s" in text for text in shouted)
+    assert stop.insist(tmp_path, partial(stop_training_job, "none")).endswith("none: not running")
+    with pytest.raises(SchedulerError, match="none is stopped"):
+        stop.insist(tmp_path, partial(stop_training_job, "tra"))
+    assert len(shouted) == 3 and "trying again" not in shouted[2]
+    assert sagemaker.stopped == ["train"]
