@@ -34,6 +34,7 @@ from stepwatch.probe.observer import StepObserver, guarded
 from stepwatch.probe.profiling import StepProfiler, plan_steps
 from stepwatch.probe.reductions import ReductionConfig
 from stepwatch.probe.resume import first_step, process_rank
+from stepwatch.probe.rotation import may_remove
 from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
 from stepwatch.probe.stopping import Checkpoint, Stopper, StopStyle
@@ -306,6 +307,10 @@ class Hook(StepObserver):
         """Say that a checkpoint of the current step was written, so that it is known which are healthy."""
         if self._recorded:
             note_checkpoint(self.out_dir, self.rank, self.step, path)
+
+    def may_remove(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a checkpoint may be rotated away: not the last healthy one, while a finding is open."""
+        return may_remove(self.out_dir, path)
 
     def request_stop(self, reason: str) -> None:
         """Stop the job at the end of its current step, in the way of ``stop``; from any thread."""

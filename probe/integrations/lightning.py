@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
 
     What is logged with ``self.log`` is recorded too. When a rule or ``stepwatch stop`` asks for it, the trainer writes
     a checkpoint of its own at the end of the batch, and stops as with any early stopping (not before its ``min_steps``
-    and ``min_epochs``).
+    and ``min_epochs``). Checkpoints are noted, and ModelCheckpoint does not remove the last healthy one while a finding
+    is open.
 
     Attributes:
         hook: the hook of the fit under way; None outside.
@@ -37,6 +38,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         self._stop_reason: str | None = None
         self._logged: dict[str, Any] = {}
         self._training: set[str] = set()
+        self._release: Callable[[], object] = lambda: None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
@@ -52,6 +54,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         for part in pl_module.modules():
             if is_loss(part):
                 hook.watch_loss(part)
+        self._guard_checkpoints(trainer, hook)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         """A forward pass begins."""
@@ -100,10 +103,28 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         """Close the run, and say why it ended."""
         self._close("exception", describe_exception(type(exception), exception))
 
+    def _guard_checkpoints(self, trainer: Trainer, hook: Hook) -> None:
+        """Note what the trainer writes, and keep the last healthy one."""
+        strategy = trainer.strategy
+        save, remove = strategy.save_checkpoint, strategy.remove_checkpoint
+
+        def noted(checkpoint: dict[str, Any], filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+            save(checkpoint, filepath, *args, **kwargs)
+            if trainer.is_global_zero:
+                hook.note_checkpoint(filepath)
+
+        def guarded(filepath: str | os.PathLike[str]) -> None:
+            if hook.may_remove(filepath):
+                remove(filepath)
+
+        strategy.save_checkpoint, strategy.remove_checkpoint = noted, guarded
+        self._release = lambda: (strategy.__dict__.pop("save_checkpoint"), strategy.__dict__.pop("remove_checkpoint"))
+
     def _close(self, status: str, reason: str) -> None:
         if self.hook is not None:
             self.hook.close(status, reason)
             self.hook = None
+            self._release()
 
     def _checkpoint(self, step: int) -> Path:
         """Where the trainer will write it at the end of this batch; all its ranks take part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stepwatch.probe.hook import Hook
+from stepwatch.probe.rotation import keep_beside, needed_checkpoints
+
+log = logging.getLogger("stepwatch")
 
 
 class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
     """Records a training of a Trainer.
 
     What the Trainer logs is recorded too. When a rule or ``stepwatch stop`` asks for it, the Trainer saves a checkpoint
-    of its own in its output directory at the end of the step, and stops.
+    of its own in its output directory at the end of the step, and stops. While a finding is open the files of the last
+    healthy checkpoint get a second name, ``kept-checkpoint-N``, which ``save_total_limit`` does not touch.
 
     Attributes:
         hook: the hook of the training under way; None outside.
@@ -65,9 +70,12 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
                 self.hook.log(name, value)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the Trainer save and stop where that is due."""
+        """Have the Trainer save and stop where that is due, and keep what its rotation is not to lose."""
         if self._stop_reason is not None:
             control.should_save = control.should_training_stop = True
+        if control.should_save and args.save_total_limit and state.is_world_process_zero and self.hook is not None:
+            for checkpoint in needed_checkpoints(self.hook.out_dir):
+                self._keep(checkpoint)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the checkpoint that the Trainer has written."""
@@ -81,6 +89,13 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
         if self.hook is not None:
             self.hook.close("finished" if self._stop_reason is None else "stopped", self._stop_reason or "")
             self.hook = None
+
+    def _keep(self, checkpoint: Path) -> None:
+        try:
+            if not checkpoint.name.startswith("kept-") and checkpoint.exists():
+                log.warning("%s: its files are kept as %s", checkpoint, keep_beside(checkpoint))
+        except OSError as error:
+            log.warning("%s: the last healthy checkpoint may be rotated away: %s", checkpoint, error)
 
     def _stop(self, reason: str) -> None:
         self._stop_reason = reason
