@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 
 class RunPath(click.ParamType):  # type: ignore[type-arg]
@@ -28,6 +29,15 @@ class RunPath(click.ParamType):  # type: ignore[type-arg]
             return local_copy(str(value))
         except TraceError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Directories, by the shell itself."""
+        return complete_directories(ctx, param, incomplete)
+
+
+def complete_directories(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers for a run: directories."""
+    return [CompletionItem(incomplete, type="dir")]
 
 
 RUN_PATH = RunPath()

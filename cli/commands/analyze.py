@@ -12,7 +12,7 @@ import click
 
 from stepwatch.cli import errors
 from stepwatch.cli.progress import progress
-from stepwatch.cli.runs import RUN_PATH
+from stepwatch.cli.runs import RUN_PATH, complete_directories
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ _EXPLAINED_RUNS = 10
 
 
 @click.command("analyze")
-@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.argument("runs", metavar="RUN...", nargs=-1, shell_complete=complete_directories)
 @click.option(
     "--scalars",
     "logs",

@@ -241,6 +241,7 @@ class TraceWriter:
 
     def _flush(self) -> None:
         try:
+            self._rank_file.save()  # from which step on the rows of this attempt count, before there are any
             if self._tensors_changed:
                 self._write_tensors()
             self._parts.write()  # what an earlier flush could not write comes first
