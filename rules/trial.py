@@ -386,6 +386,8 @@ class TraceTrial(Trial):
         if (series := self.read_series(name, mode, None)) is not None:
             self._by_step[name, mode] = series.by_step()
             return self.whole(name, step)
+        if mode in self._series:
+            return None  # they hold all that there are
         key = (step.step, step.mode, step.mode_step)
         known = self._whole.get(step.rank)
         if known is None:

@@ -14,6 +14,9 @@ import pytest
 
 from stepwatch.probe.sagemaker import container_configuration, request_configuration
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.catalogue import configure
+from stepwatch.rules.errors import RuleError
+from stepwatch.rules.service.request import read_request
 from stepwatch.rules.trial import create_trial
 from tests.rules.sagemaker_runs import train
 
@@ -118,9 +121,10 @@ def test_rules_of_a_job_that_the_service_knows(job: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("named", "said"), [("absent", "absent"), ("not a name", "not the name of a training job"), ("", "not the name")]
 )
-def test_a_job_that_the_service_does_not_know(credentials: str, tmp_path: Path, named: str, said: str) -> None:
-    done = stepwatch("analyze", tmp_path, "--rules", f"sagemaker://{named}")
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_job_that_the_service_does_not_know(credentials: str, named: str, said: str) -> None:
+    with pytest.raises(RuleError, match=said) as error:
+        configure([f"sagemaker://{named}"])
+    assert "\n" not in str(error.value)
 
 
 def test_a_saved_request_records_and_judges(job: str, tmp_path: Path, script: Path) -> None:
@@ -155,8 +159,10 @@ def test_a_file_that_is_no_request(tmp_path: Path, script: Path) -> None:
     path = tmp_path / "request.json"
     for text, said in (("[]", "expected an object"), ("{", "is not JSON")):
         path.write_text(text)
-        done = stepwatch("run", "--request", path, script, "1")
-        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        with pytest.raises(RuleError, match=said):
+            read_request(str(path))
+    done = stepwatch("run", "--request", path, script, "1")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_interval_of_samples() -> None:
