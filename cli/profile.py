@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from stepwatch.probe.store.follower import NodeCursor
+from stepwatch.cli.outliers import outliers
+from stepwatch.cli.series import series_of
+from stepwatch.cli.step_times import PHASES, WITHIN, step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import FLOPS_SCALAR, PEAK_SECONDS_SCALAR, TOKENS_SCALAR
-
-PHASES = ("loader", "checkpoint", "data", "forward", "backward", "optimizer", "other")
-"""They add up to a step; ``data`` is what passes before the forward pass beside the loader and checkpoints."""
-
-WITHIN = ("hook", "collective")
-"""What the hook itself takes and what is waited for other ranks, within the phases."""
 
 DEVICE_METRICS = {
     "cpu_percent": "%",
@@ -40,30 +33,6 @@ DEVICE_METRICS = {
     "throttled_percent": "%",
 }
 """Metrics that a summary tells, and their units."""
-
-_OUTLIERS = 5
-_OUTLIER_FACTOR = 2.0
-
-
-def step_times(trace: Trace, rank: int) -> pd.DataFrame:
-    """Milliseconds of each phase of a rank's training steps, in recorded order.
-
-    Columns: ``step``, ``duration``, :data:`PHASES`, ``hook`` and ``collective`` (waiting for other ranks), which are
-    part of the phases in which they are, ``samples``, ``workers``, ``end_ns``.
-    """
-    columns = ["step", "time_ns", "duration_ns", "data_ns", "loader_ns", "checkpoint_ns", "forward_ns", "backward_ns"]
-    columns += ["optimizer_ns", *(f"{name}_ns" for name in WITHIN), "samples", "loader_workers"]
-    rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
-    rows = rows[rows["duration_ns"].fillna(0) > 0]
-    found = pd.DataFrame({"step": rows["step"]})
-    for name in ("duration", "data", "loader", "checkpoint", "forward", "backward", "optimizer", *WITHIN):
-        found[name] = rows[f"{name}_ns"].fillna(0) / 1e6
-    found["other"] = (found["duration"] - found[["data", "forward", "backward", "optimizer"]].sum(axis=1)).clip(lower=0)
-    found["end_ns"] = rows["time_ns"] + ((found["duration"] - found["data"]) * 1e6).astype("int64")
-    found["data"] = (found["data"] - found["loader"] - found["checkpoint"]).clip(lower=0)
-    found["samples"] = rows["samples"].fillna(0)
-    found["workers"] = rows["loader_workers"]
-    return found
 
 
 def profile(trace: Trace) -> dict[str, Any]:
@@ -84,7 +53,7 @@ def time_profile(trace: Trace) -> dict[str, Any]:
         },
         "shares": {str(rank): shares(times) for rank, times in by_rank.items()},
         "collectives": {str(rank): share_of(times, "collective") for rank, times in by_rank.items()},
-        "outliers": [] if first is None else outliers(first),
+        "outliers": outliers(trace, by_rank),
         "loading": None if first is None else loading(first),
         "throughput": throughput(trace, by_rank),
     }
@@ -152,27 +121,6 @@ def share_of(times: pd.DataFrame, name: str) -> float:
     return float(times[name].sum()) / float(times["duration"].sum())
 
 
-def outliers(times: pd.DataFrame) -> list[dict[str, Any]]:
-    """The slowest steps that take more than twice the median, after the first: which phase took how much longer."""
-    usual = times[list(PHASES)].median()
-    median = float(times["duration"].median())
-    slow = times.iloc[1:].nlargest(_OUTLIERS, "duration")
-    found = []
-    for _, row in slow[slow["duration"] > _OUTLIER_FACTOR * median].iterrows():
-        excess = {phase: float(row[phase] - usual[phase]) for phase in PHASES}
-        phase = max(excess, key=excess.__getitem__)
-        found.append(
-            {
-                "step": int(row["step"]),
-                "duration_ms": float(row["duration"]),
-                "median_ms": median,
-                "phase": phase,
-                "excess_ms": excess[phase],
-            }
-        )
-    return found
-
-
 def loading(times: pd.DataFrame) -> dict[str, Any] | None:
     """How the data loader kept up, and the workers that would do; None where none was used."""
     known = times["workers"].dropna()
@@ -208,38 +156,3 @@ def devices(trace: Trace) -> dict[str, dict[str, dict[str, Any]]]:
             "min": float(values.min()),
         }
     return found
-
-
-Series = dict[tuple[str, str, str], tuple[NDArray[np.int64], NDArray[np.float64]]]
-"""(times in ns, values) by (node, device, metric)."""
-
-
-def series_of(trace: Trace, metrics: Sequence[str]) -> Series:
-    """Every series of these metrics; devices, and the metrics of each, in order of first appearance."""
-    wanted = pa.array(list(metrics))
-    parts: dict[tuple[str, str, str], list[tuple[NDArray[np.int64], NDArray[np.float64]]]] = {}
-    for node in trace.nodes:
-        for piece in NodeCursor(trace, node).read():
-            rows = piece.combine_chunks()
-            device, metric = rows["device"].chunk(0), rows["metric"].chunk(0)
-            chosen = pc.is_in(metric.dictionary, wanted).to_numpy(zero_copy_only=False)[metric.indices.to_numpy()]
-            names = metric.dictionary.to_pylist()
-            codes = (device.indices.to_numpy() * len(names) + metric.indices.to_numpy())[chosen]
-            if not len(codes):
-                continue
-            order = np.argsort(codes.astype(np.min_scalar_type(codes.max())), kind="stable")  # 16 bits: in one pass
-            ordered = codes[order]
-            times, values = (rows[name].to_numpy()[chosen][order] for name in ("time_ns", "value"))
-            bounds = [0, *(np.flatnonzero(np.diff(ordered)) + 1), len(ordered)]
-            devices = device.dictionary.to_pylist()
-            for start, end in pairwise(bounds):
-                place, number = divmod(int(ordered[start]), len(names))
-                key = (node, devices[place], names[number])
-                parts.setdefault(key, []).append((times[start:end], values[start:end]))
-    places: dict[str, int] = {}
-    for _, name, _ in parts:
-        places.setdefault(name, len(places))
-    return {
-        key: (np.concatenate([times for times, _ in parts[key]]), np.concatenate([values for _, values in parts[key]]))
-        for key in sorted(parts, key=lambda key: (key[0], places[key[1]]))
-    }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwatch.cli.profile import DEVICE_METRICS, series_of, step_times
+from stepwatch.cli.profile import DEVICE_METRICS
 from stepwatch.cli.render import looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
@@ -17,6 +17,8 @@ from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_
 from stepwatch.cli.report.document import document
 from stepwatch.cli.report.profile import machine_parts, time_parts
 from stepwatch.cli.report.profiled import profiled_parts, recorded_stacks
+from stepwatch.cli.series import series_of
+from stepwatch.cli.step_times import step_times
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.layout import write_atomically

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stepwatch.cli.profile import DEVICE_METRICS, PHASES, Series, step_times, time_profile
+from stepwatch.cli.profile import DEVICE_METRICS, time_profile
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import Part
 from stepwatch.cli.report.data import HeatMap
+from stepwatch.cli.series import Series
+from stepwatch.cli.step_times import PHASES, step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.profiler.base import spell_bytes, spell_seconds
@@ -56,6 +58,7 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
         parts.append(_throughput_table(numbers["throughput"]))
     if len(numbers["ranks"]) > 1:
         parts.append(_rank_table(numbers))
+        parts.append(_rank_heat({rank: step_times(trace, int(rank)) for rank in numbers["ranks"]}, findings))
     if numbers["outliers"]:
         parts.append(_outlier_table(numbers["outliers"]))
     if numbers["loading"]:
@@ -152,14 +155,44 @@ def _rank_table(numbers: dict[str, Any]) -> Part:
     return Part("Ranks", text, head=head, rows=rows, wide=True)
 
 
+def _rank_heat(by_rank: Mapping[str, pd.DataFrame], findings: Sequence[Finding]) -> Part:
+    """What each rank worked on its own over the steps, the most of each stretch."""
+    low = min(int(times["step"].min()) for times in by_rank.values())
+    high = max(int(times["step"].max()) for times in by_rank.values())
+    edges = np.linspace(low, high + 1, min(_COLUMNS, high + 1 - low) + 1)
+    values = np.full((len(by_rank), len(edges) - 1), np.nan)
+    for row, times in enumerate(by_rank.values()):
+        column = np.searchsorted(edges, times["step"].to_numpy(), side="right") - 1
+        np.fmax.at(values[row], column, (times["duration"] - times["collective"]).to_numpy())
+    # A slow step now and then would hide what goes on all the time.
+    values = np.minimum(values, 1.5 * np.nanpercentile(values, 99))
+    content = HeatMap([f"rank {rank}" for rank in by_rank], edges[:-1], edges[1:], values, np.zeros(values.shape, bool))
+    return Part(
+        "Every rank",
+        "Milliseconds of the step without what was waited for other ranks in collectives, the most of each stretch of "
+        "steps: the rank that the others wait for stands out.",
+        charts.heat(content, "ms", findings),
+        wide=True,
+    )
+
+
 def _outlier_table(outliers: list[dict[str, Any]]) -> Part:
     rows = [
-        (str(row["step"]), f"{row['duration_ms']:.4g}", row["phase"], f"+{row['excess_ms']:.4g}") for row in outliers
+        (
+            str(row["step"]),
+            f"{row['duration_ms']:.4g}",
+            row["phase"],
+            f"+{row['excess_ms']:.4g}",
+            "; ".join(row["happened"]) or "-",
+        )
+        for row in outliers
     ]
     text = (
-        f"More than twice the median of {outliers[0]['median_ms']:.3g} ms, and the phase that took most of the excess."
+        f"More than twice the median of {outliers[0]['median_ms']:.3g} ms, the phase that took most of the excess, and "
+        "what is known of that time."
     )
-    return Part("Slowest steps", text, head=("step", "ms", "phase", "ms more than usual"), rows=rows)
+    head = ("step", "ms", "phase", "ms more than usual", "what happened")
+    return Part("Slowest steps", text, head=head, rows=rows, wide=True)
 
 
 def _loading_table(loading: dict[str, Any]) -> Part:

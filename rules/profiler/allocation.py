@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-import numpy as np
-
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive, spell_bytes
+from stepwatch.rules.profiler.memory import Window
 from stepwatch.rules.step import Step
 
 _WARM_UP_STEPS = 20
@@ -97,7 +96,7 @@ class Fragmentation(ProfilerRule):
 class SmallBatch(ProfilerRule):
     """A GPU of the job is not kept busy though data is there in time, and most of its memory is free: larger batches.
 
-    Judged by the median over a window of the utilisation, and the most memory that was in use by then. Where the
+    Judged by the mean utilisation over a window, and the most memory that was in use by then. Where the
     steps wait for data, a larger batch would not help, and it does not fire; GPUs that hold next to nothing in memory
     are not the job's.
 
@@ -120,54 +119,58 @@ class SmallBatch(ProfilerRule):
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
         self._moments = Thinned(seconds)
-        self._use: dict[str, deque[tuple[float, float]]] = {}
+        self._use: dict[str, Window] = {}
         self._most: dict[str, float] = {}
         self._totals: dict[str, float] = {}
         self._steps: deque[tuple[float, float, float]] = deque()
+        self._whole = self._waited = 0.0
         self._judged = False
         self._said = False
 
     def judge_step(self, step: Step) -> None:
         """See the base class."""
-        if step.training:
-            now = end_ns(step) / 1e9
-            waited = step.timing.get("loader_ns", 0) + step.timing.get("checkpoint_ns", 0)
-            self._steps.append((now, step.timing.get("duration_ns", 0) / 1e9, waited / 1e9))
-            while self._steps[0][0] < now - self.seconds:
-                self._steps.popleft()
+        if not step.training:
+            return
+        now = end_ns(step) / 1e9
+        whole = step.timing.get("duration_ns", 0) / 1e9
+        waited = (step.timing.get("loader_ns", 0) + step.timing.get("checkpoint_ns", 0)) / 1e9
+        self._steps.append((now, whole, waited))
+        self._whole += whole
+        self._waited += waited
+        while self._steps[0][0] < now - self.seconds:
+            _, whole, waited = self._steps.popleft()
+            self._whole -= whole
+            self._waited -= waited
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._totals.update(sample.of("memory_total_bytes"))
+        if self._said or not self._moments.due(sample):
+            return
         for uuid, used in sample.of("memory_used_bytes"):
             self._most[uuid] = max(self._most.get(uuid, 0.0), used)
-        if not self._moments.due(sample):
-            return
-        now = sample.seconds
         for uuid, use in sample.of("utilization_percent"):
-            seen = self._use.setdefault(uuid, deque())
-            seen.append((now, use))
-            while seen[0][0] < now - self.seconds:
-                seen.popleft()
-            if seen[-1][0] - seen[0][0] >= 0.9 * self.seconds:
-                yield from self._judge(uuid, [value for _, value in seen], now)
+            window = self._use.get(uuid)
+            if window is None:
+                window = self._use[uuid] = Window(self.seconds)
+            mean = window.add(sample.seconds, use)
+            if mean is not None:
+                yield from self._judge(uuid, mean)
 
-    def _judge(self, uuid: str, use: list[float], now: float) -> Iterator[Finding]:
-        recent = [(whole, waited) for time, whole, waited in self._steps if time >= now - self.seconds]
+    def _judge(self, uuid: str, mean: float) -> Iterator[Finding]:
         total, most = self._totals.get(uuid), self._most.get(uuid, 0.0)
-        if len(recent) < self.least or not total or most < _USED_BYTES:
+        if len(self._steps) < self.least or not total or most < _USED_BYTES:
             return
         self._judged = True
-        median = float(np.median(use))
-        waiting = sum(waited for _, waited in recent) / max(sum(whole for whole, _ in recent), 1e-9)
-        if median >= self.percent or most >= self.memory * total or waiting >= _WAITING or self._said:
+        waiting = self._waited / max(self._whole, 1e-9)
+        if mean >= self.percent or most >= self.memory * total or waiting >= _WAITING or self._said:
             return
         self._said = True
         yield self.found(
             devices=[uuid],
-            value=median,
+            value=mean,
             threshold=self.percent,
-            message=f"{uuid} is used {median:.0f} % (median of {self.seconds:g} s) and has never held more than "
+            message=f"{uuid} is used {mean:.0f} % of {self.seconds:g} s and has never held more than "
             f"{spell_bytes(most)} of its {spell_bytes(total)}; {100 * waiting:.0f} % of the step is waiting for data",
             suggestion=f"a batch up to {max(int(0.9 * total / most), 2)} times as large would fit; scale the learning "
             "rate with it, or use a smaller GPU",

@@ -19,7 +19,7 @@ class Hang(ProfilerRule):
     """No step has ended for much longer than ever before, while the process lives on.
 
     Every pass of a recorded model counts as progress, evaluations too. The clock is the machine's samples. Beside a
-    live run the sidecar looks for ranks that stand still by itself, and finds them sooner.
+    live run the sidecar looks for ranks that stand still by itself, finds them sooner, and tells of them once.
 
     Args:
         seconds: silence that is too long, at least.

@@ -74,6 +74,19 @@ class HangWatch:
         self._said: set[tuple[int, int]] = set()
         self._looked = clock()
 
+    def look_beside(self, found: Sequence[Finding], ranks: Iterable[int], changed: Iterable[int]) -> list[Finding]:
+        """What rules have found, and what is found now; of a hang that is known rules need not tell again.
+
+        They know only that no step has ended, not which rank stands where.
+        """
+        standing = self.look(ranks, changed)
+        return [*(finding for finding in found if finding.rule != RULE or not self._is_known()), *standing]
+
+    def _is_known(self) -> bool:
+        """Whether a rank still stands where it was found to stand still."""
+        steps = {rank: read_beat(self._trace.path, rank).get("step") for rank, _ in self._said}
+        return any(steps[rank] == step for rank, step in self._said)
+
     def look(self, ranks: Iterable[int], changed: Iterable[int]) -> list[Finding]:
         """What is found now; looks at most once a second.
 

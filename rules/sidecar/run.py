@@ -183,7 +183,7 @@ class WatchedRun:
         elif changed or self._analysis.waits:
             findings = self._analysis.poll(changed, live=True)
         if live and self._hangs:
-            findings = [*findings, *self._hangs.look(self._ranks, changed)]
+            findings = self._hangs.look_beside(findings, self._ranks, changed)
         if self.policy.study is not None:
             findings = [*findings, *self.policy.study.look(self.trace, live=live)]
         new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]

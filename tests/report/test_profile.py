@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stepwatch.cli.profile import loading, outliers, profile, step_times
+from stepwatch.cli.outliers import outliers
+from stepwatch.cli.profile import loading, profile
 from stepwatch.cli.report.page import write_report
+from stepwatch.cli.step_times import step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.writer import TraceWriter
@@ -64,7 +66,7 @@ def test_phases_add_up_to_the_step(two_ranks: Trace) -> None:
 
 
 def test_a_slow_step_is_told_with_its_phase(two_ranks: Trace) -> None:
-    (slow,) = outliers(step_times(two_ranks, 0))
+    (slow,) = outliers(two_ranks, {0: step_times(two_ranks, 0)})
     assert (slow["step"], slow["phase"], round(slow["excess_ms"])) == (50, "checkpoint", 300)
 
 

@@ -16,8 +16,11 @@ import pytest
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar.hangs import HangWatch
+from stepwatch.rules.sidecar.policy import Policy
+from stepwatch.rules.sidecar.run import Found, WatchedRun
 from stepwatch.rules.stacks import dump_stacks
 
 JOB = """
@@ -216,3 +219,23 @@ def test_a_process_that_has_not_asked_for_it_gets_no_signal(folder: Path) -> Non
     assert dump_stacks(trace, 0, {**mine, "pid": mine["pid"] + 1}) == ""
     assert "stand_still" in dump_stacks(trace, 0, mine)
     assert trace.live()
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["with the watch", "by the rule alone"])
+def test_what_stands_still_is_told_once_though_a_rule_finds_it_too(folder: Path, beside: bool) -> None:
+    trace = Trace(folder / "script")
+    last = int(pc.max(trace.table("steps")["time_ns"]).as_py()) / 1e9
+    policy = Policy("all", tuple(configure(["Hang"], [f"Hang.seconds={time.time() - last + 2}", "Hang.factor=0.01"])))
+    now = [0.0]
+    watched = WatchedRun(trace, policy, trace.path, act=False)
+    watched._hangs = HangWatch(trace, lambda: now[0]) if beside else None
+    found: list[Finding] = []
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found += [event.finding for event in watched.look() if isinstance(event, Found)]
+        now[0] += 31
+        if found and until > time.monotonic() + 4:
+            until = time.monotonic() + 4  # in which the rule would find it too
+        time.sleep(0.3)
+    watched.close(10)
+    assert [("stacks" in finding.evidence) for finding in found] == [beside]
