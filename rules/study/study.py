@@ -123,18 +123,18 @@ class Study:
 
     def look(self, trace: Trace, *, live: bool) -> list[Finding]:
         """Take up what is new of a trial, and say whether it is not worth going on with, once."""
-        trials = self._known(trace.path.parent)
-        seen = trials.setdefault(trace.path.name, self._trial(trace))
+        trials = self._known(trace.source.parent)
+        seen = trials.setdefault(trace.source.name, self._trial(trace))
         news = seen.read(ended=not live)
-        first = trace.path not in self._looked_at
-        self._looked_at.add(trace.path)
-        if not ((news or first) and live) or trace.path in self._given_up:
+        first = trace.source not in self._looked_at
+        self._looked_at.add(trace.source)
+        if not ((news or first) and live) or trace.source in self._given_up:
             return []
-        curves = self._curves(trace.path.parent)
-        verdict = self._judge(trace.path.name, curves)
+        curves = self._curves(trace.source.parent)
+        verdict = self._judge(trace.source.name, curves)
         if verdict is None:
             return []
-        self._given_up.add(trace.path)
+        self._given_up.add(trace.source)
         return [self._finding(trace, curves, verdict)]
 
     def _known(self, folder: Path) -> dict[str, TrialCurves]:
@@ -175,7 +175,7 @@ class Study:
         return {name: trial.curves[chosen] for name, trial in trials.items() if chosen in trial.curves}
 
     def _finding(self, trace: Trace, curves: Mapping[str, Curve], verdict: Verdict) -> Finding:
-        mine, leader = curves[trace.path.name], ranking(curves)[0]
+        mine, leader = curves[trace.source.name], ranking(curves)[0]
         sign = 1.0 if self._goal == "min" else -1.0
         what = self._name or "loss"
         unit = 1.0 if verdict.in_steps else sign
