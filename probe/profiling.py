@@ -23,6 +23,7 @@ from stepwatch.probe.store.profile_requests import (
     ProfileRequests,
     agree_profile,
     answer_profile,
+    forget_profile_answer,
 )
 from stepwatch.probe.store.profiles import MOST_PROFILES, Profile, profiles_of
 
@@ -101,6 +102,8 @@ class StepProfiler:
         self._running: _Running | None = None
         self._writer: threading.Thread | None = None
         self._answering = threading.Lock()
+        if recorded:
+            forget_profile_answer(run_dir, rank)
 
     @property
     def wanted(self) -> bool:

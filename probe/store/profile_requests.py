@@ -88,6 +88,11 @@ def answer_profile(run_dir: Path, rank: int, answer: ProfileAnswer) -> None:
     write_json(run_dir / "control" / f"profiled-rank={rank:05d}.json", asdict(answer))
 
 
+def forget_profile_answer(run_dir: Path, rank: int) -> None:
+    """What an earlier attempt of the job answered no longer holds."""
+    (run_dir / "control" / f"profiled-rank={rank:05d}.json").unlink(missing_ok=True)
+
+
 def read_profile_answer(run_dir: Path, rank: int) -> ProfileAnswer | None:
     """What the rank answered last, or None."""
     content = read_json(run_dir / "control" / f"profiled-rank={rank:05d}.json")

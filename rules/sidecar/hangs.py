@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stepwatch.probe.store.profile_requests import read_profile_answer
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.stacks import dump_stacks, innermost, read_beat
@@ -121,7 +122,7 @@ class HangWatch:
         return left < 0
 
     def _limit(self, rank: int, phase: str) -> float:
-        if phase == "checkpoint":
+        if phase == "checkpoint" or self._is_profiled():
             return _PATIENCE
         last = int(self._ranks[rank].beat.get("step", 0))
         rows = self._trace.table("steps", columns=["duration_ns"], ranks=[rank], steps=(last - _LAST_STEPS, None))
@@ -129,6 +130,11 @@ class HangWatch:
         if len(seconds) < _MIN_STEPS:
             return _PATIENCE
         return max(SHORTEST_SECONDS, _FACTOR * float(np.percentile(seconds, 99)))
+
+    def _is_profiled(self) -> bool:
+        """Whether a rank starts, runs or stops torch.profiler, for which the others may wait."""
+        answers = (read_profile_answer(self._trace.path, rank) for rank in self._trace.ranks)
+        return any(answer is not None and answer.state == "running" for answer in answers)
 
     def _compiles(self, rank: int, stacks: str, now: float) -> bool:
         return bool(_COMPILERS.search(stacks)) and self._ranks[rank].still(now) < _PATIENCE

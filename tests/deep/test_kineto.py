@@ -198,6 +198,28 @@ def test_a_trace_without_steps_says_so(tmp_path: Path) -> None:
     assert profile.summary().operators[0].self_ns == 2000
 
 
+def test_names_can_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(_event(name="\x1b[2Jgone\n" + "x" * 10_000))
+    (operator,) = summarise(read_kineto(path), 0).operators
+    assert operator.name.startswith("\ufffd[2Jgone\ufffdx") and len(operator.name) == 500
+
+
+def test_traces_from_before_categories_were_renamed_are_read(tmp_path: Path) -> None:
+    path = made_up.write(tmp_path / "trace.json", 2, 4)
+    now = summarise(read_kineto(path), 0)
+    text = path.read_text()
+    for new, old in (
+        ("cpu_op", "Operator"),
+        ("cuda_runtime", "Runtime"),
+        ("kernel", "Kernel"),
+        ("gpu_memcpy", "Memcpy"),
+    ):
+        text = text.replace(f'"cat": "{new}"', f'"cat": "{old}"')
+    path.write_text(text)
+    assert summarise(read_kineto(path), 0) == now
+
+
 def _event(**changes: Any) -> str:
     event = {"ph": "X", "cat": "cpu_op", "name": "a", "pid": 1, "tid": 1, "ts": 1.0, "dur": 1.0}
     return json.dumps({"schemaVersion": 1, "traceEvents": [{**event, **changes}]})

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.store.profile_requests import ProfileAnswer, answer_profile, forget_profile_answer
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Finding, Severity
@@ -205,6 +206,15 @@ def test_an_evaluation_is_not_a_hang(folder: Path) -> None:
 def test_the_scripts_own_code_may_be_at_work(folder: Path) -> None:
     (finding,) = look(folder / "script", 31)
     assert finding.severity is Severity.WARNING and "in the script's own code" in finding.message
+
+
+def test_a_rank_that_is_profiled_may_hold_up_the_others(folder: Path) -> None:
+    answer_profile(folder / "script", 0, ProfileAnswer("a request", "running", ""))
+    try:
+        assert look(folder / "script", 1000) == []
+        assert len(look(folder / "script", 2000)) == 1
+    finally:
+        forget_profile_answer(folder / "script", 0)
 
 
 def test_the_first_steps_may_take_long(folder: Path) -> None:

@@ -23,7 +23,8 @@ except ImportError:
 _PIECE = 8 << 20
 _BEGINNING = 64 << 10
 _LONGEST_EVENT = 64 << 20
-_MOST_EVENTS = 100_000_000
+_MOST_EVENTS = 20_000_000
+_LONGEST_NAME = 500
 _LATEST_MICROSECONDS = 9e15  # the year 2255; nanoseconds since the epoch still fit into 64 bits
 
 # Inside a string neither could stand: its quotes would be escaped.
@@ -317,7 +318,7 @@ class _Reader:
             rank=_natural(spread.get("rank")),
             world_size=_natural(spread.get("world_size")),
             base_ns=_natural(base) or 0,
-            names=[str(name) for name in self._names],
+            names=[_printable(str(name)[:_LONGEST_NAME]) for name in self._names],
             dtypes=list(self._dtypes),
             events=self._events,
             host=Host(*host),
@@ -339,9 +340,17 @@ class _Reader:
         return [start, end, *rest]
 
 
+def _printable(name: str) -> str:
+    """Names are shown in terminals, where control characters of a hostile trace would act."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
 def _natural(value: Any) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
 _HOST_CODES = {category: code for code, category in enumerate(HOST)}
 _DEVICE_CODES = {category: code for code, category in enumerate(DEVICE)}
+# As they were called before PyTorch 1.13.
+_HOST_CODES |= {"Operator": HOST.index("cpu_op"), "Runtime": HOST.index("cuda_runtime")}
+_DEVICE_CODES |= {old: DEVICE.index(new) for old, new in zip(("Kernel", "Memcpy", "Memset"), DEVICE, strict=True)}
