@@ -134,9 +134,7 @@ def command(
             printed = [_statuses(each.run, analysis, specs, found) for each, analysis in readable]
         if printed:
             print_json(printed if several else printed[0])
-    for each in judged:
-        if each.analysis is None:
-            click.echo(f"stepwatch: {' '.join(each.error.split())}", err=True)
+    _print_besides(judged, specs, found)
     raise SystemExit(_status(judged))
 
 
@@ -231,6 +229,18 @@ def _changes(
         for each in judged
         if each.analysis is not None and each.run in runs
     }
+
+
+def _print_besides(judged: Sequence[Judged], specs: Sequence[RuleSpec], runs: Container[Place]) -> None:
+    """Say which runs could not be read, and which reports of rules were written."""
+    from stepwatch.cli.rule_reports import write_rule_reports
+
+    for each in judged:
+        if each.analysis is None:
+            click.echo(f"stepwatch: {' '.join(each.error.split())}", err=True)
+        elif isinstance(each.run, Path) and each.run in runs:
+            for report in write_rule_reports(each.run, specs, each.analysis.results):
+                click.echo(f"stepwatch: wrote {report}", err=True)
 
 
 def _print(out: Console, judged: Sequence[Judged], changed: Mapping[Place, list[Change]], by: str | None) -> None:

@@ -123,8 +123,9 @@ class FeatureImportanceOverweight(SageMakerRule):
 class CreateXgboostReport(SageMakerRule):
     """Asks for a report of the training; it never finds anything.
 
-    The report is ``stepwatch report RUN``, in which such runs have a part of their own. The verdict says whether
-    what that shows was recorded.
+    ``stepwatch analyze`` writes it to ``rule-output/CreateXgboostReport/xgboost_report.html`` in the run, as SageMaker
+    does below a job's output: ``stepwatch report RUN``, in which such runs have a part of their own. The verdict says
+    whether what that shows was recorded.
     """
 
     nothing = f"neither trees nor feature importances were recorded{_HOW}"

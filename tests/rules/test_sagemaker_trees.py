@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from stepwatch.cli.main import main
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Status
@@ -110,6 +113,28 @@ def test_create_xgboost_report_finds_nothing(tmp_path: Path, run: Path) -> None:
     boost(tmp_path / "run", callback={"data": None})
     missing = judge(tmp_path / "run", "CreateXgboostReport").coverage.missing
     assert missing == ("no labels were recorded", "no predictions were recorded")
+
+
+def test_analyze_writes_the_report_of_create_xgboost_report(tmp_path: Path) -> None:
+    pytest.importorskip("bokeh")
+    boost(tmp_path / "run", rounds=4)
+    arguments = ["analyze", str(tmp_path / "run"), "--rules", "CreateXgboostReport", "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rules"][0]["status"] == "NoIssuesFound"
+    report = tmp_path / "run" / "rule-output" / "CreateXgboostReport" / "xgboost_report.html"
+    assert f"wrote {report}" in done.stderr
+    page = report.read_text()
+    assert all(part in page for part in ("Confusion", "Feature importance by gain", "Loss", "ROC"))
+    before = report.stat().st_mtime_ns
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert report.stat().st_mtime_ns > before
+    report.unlink()
+    report.parent.rmdir()
+    report.parent.write_text("in the way")
+    failed = CliRunner().invoke(main, arguments)
+    assert failed.exit_code == 2
+    assert len(failed.stderr.strip().splitlines()) == 1 and str(report.parent) in failed.stderr
 
 
 def test_a_rule_stops_the_training(tmp_path: Path) -> None:
