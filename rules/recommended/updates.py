@@ -91,11 +91,11 @@ class _MeasuredUpdates(Rule):
         raise NotImplementedError
 
     def _at_low_rate(self, step: Step) -> bool:
-        """Whether a schedule holds the rate far below what it was."""
+        """Whether a schedule holds the rate far below what it was, or it is zero."""
         rates = [value for name, value in step.scalars.items() if name.startswith("learning_rate")]
         rate = max(rates, default=0.0)
         self._highest_rate = max(self._highest_rate, rate)
-        return rate < _LOW_RATE * self._highest_rate
+        return bool(rates) and rate <= _LOW_RATE * self._highest_rate
 
     def coverage(self) -> Coverage:
         """See the base class."""
@@ -118,7 +118,7 @@ class UpdateTooLarge(_MeasuredUpdates):
     weights, whatever the optimizer. The norm of the change over the norm before it is the share of the weights that one
     update replaces; at 0.3 little that they held three updates ago is left. Healthy jobs of all kinds stay far below.
     It fires when the median over the weights was above ``ratio`` in ``updates`` measured updates in a row over at least
-    ``span`` steps. While the learning rate rises, or stands at less than a tenth of its highest, nothing is judged.
+    ``span`` steps. While the learning rate rises, or stands at a tenth of its highest or less, nothing is judged.
 
     Args:
         ratio: norm of the change over norm of the weights.
@@ -153,7 +153,7 @@ class UpdateTooSmall(_MeasuredUpdates):
     1/30,000,000 in float32. The hook counts, at some of the saved steps, in a sample of the entries of a few weights
     those whose gradient is not zero, and of these the ones that the update left exactly as they were. It fires when
     that share, median over the weights, was above ``share`` in ``updates`` measured updates in a row over at least
-    ``span`` steps. While the learning rate rises, or stands at less than a tenth of its highest, nothing is judged.
+    ``span`` steps. While the learning rate rises, or stands at a tenth of its highest or less, nothing is judged.
 
     Args:
         share: part of the entries that stays as it is, below 1.

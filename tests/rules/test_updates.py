@@ -113,6 +113,10 @@ def test_the_end_of_a_schedule_is_no_finding(tmp_path: Path) -> None:
     assert results["UpdateTooSmall"].findings == []
 
 
+def test_a_rate_of_zero_is_left_to_the_rule_about_it(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", sgd(0.0))["UpdateTooSmall"].findings == []
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     results = train(tmp_path / "run", adam(1e-3), steps=10)
     assert {result.status for result in results.values()} == {Status.STOPPED}
