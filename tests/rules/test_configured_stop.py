@@ -99,5 +99,5 @@ def test_action_strings(action: Any, expected: bool) -> None:
 
 def test_an_action_string_that_is_none_is_named() -> None:
     parameters = {"rule_to_invoke": "VanishingGradient", "action_json": "__import__('os')"}
-    with pytest.raises(RuleError, match="Mine: action_json is"):
+    with pytest.raises(RuleError, match="Mine: the actions are"):
         rule_specs([{"RuleConfigurationName": "Mine", "RuleParameters": parameters}])
