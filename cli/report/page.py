@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stepwatch.cli.profile import DEVICE_METRICS
-from stepwatch.cli.render import looked_at
+from stepwatch.cli.render import labels_line, looked_at
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series
@@ -21,6 +21,7 @@ from stepwatch.cli.series import series_of
 from stepwatch.cli.step_times import step_times
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.control import read_acknowledgement
+from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.apart import Judging
@@ -127,6 +128,9 @@ def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
         facts.append(
             ("Step time", f"{np.median(durations):.3g} ms (median), {np.percentile(durations, 95):.3g} ms (p95)")
         )
+    labels = read_labels(trace.source)
+    if said := labels_line(labels, baseline=is_baseline(trace.source)):
+        facts.append(("Tags and note", said))
     facts += [("Ranks", str(info.world_size)), ("Host", info.host), ("Command", " ".join(info.command))]
     return facts
 

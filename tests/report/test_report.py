@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from stepwatch.cli.report.downsample import bucket_max, keep_extremes
 from stepwatch.cli.report.page import write_report
+from stepwatch.probe.store.labels import change_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import STAT_COLUMNS
@@ -107,8 +108,9 @@ def test_a_healthy_run_is_not_green_for_rules_that_could_not_decide(tmp_path: Pa
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     trace = make_run(tmp_path / "run", steps=60, tensors=3, name=HOSTILE, nan_at=30)
+    change_labels(trace.path, add=["sweep-7"], note=f"note {HOSTILE}")
     text, tags = parse(write_report(trace, tmp_path / "r.html", configure(None)))
-    assert HOSTILE in text
+    assert HOSTILE in text and f"#sweep-7: note {HOSTILE}" in text
     assert not [tag for tag, attributes in tags if tag == "img" or any(name.startswith("on") for name in attributes)]
     assert len([tag for tag, _ in tags if tag == "script"]) == 2
 
