@@ -141,6 +141,9 @@ def judge(names: tuple[str, str], one: Series, two: Series, goal: str) -> Verdic
     note = "" if width > 1 else f"from {len(steps)} values, too few to tell noise"
     if not abs(level[-1]) > noise:
         return Verdict(None, None, abs(float(level[-1])), note)
-    behind = np.flatnonzero(~(level * np.sign(level[-1]) > 0))
-    since = steps[behind[-1] + 1 if len(behind) else 0]
+    sign = np.sign(level[-1])
+    behind = np.flatnonzero(~(level * sign > 0))
+    ahead = behind[-1] + 1 if len(behind) else 0
+    # A window begins before what turns it: the first point in it that is ahead.
+    since = steps[ahead + np.flatnonzero(gain[ahead:, 0] * sign > 0)[0]]
     return Verdict(names[int(level[-1] > 0)], int(since), abs(float(level[-1])), note)

@@ -40,7 +40,7 @@ def page(runs: Path) -> Path:
 
 def test_the_page_says_where_runs_part_and_which_is_better(page: Path) -> None:
     text, tags = parse(page)
-    assert "base is better than other by 4, since step" in text
+    assert "base is better than other by 4, since step 30." in text
     assert "same is the same bit for bit in all that both recorded." in text
     assert "to part is fc" in text and "at step 20" in text and HOSTILE in text
     assert not [tag for tag, attributes in tags if tag == "img" or any(name.startswith("on") for name in attributes)]
