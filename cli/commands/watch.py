@@ -229,8 +229,11 @@ def _policy(
     from stepwatch.rules.telling.quiet import QuietHours
 
     specs = configure(list(rules) or None, list(settings))
+    hours = QuietHours(quiet)
+    if quiet and not spellings:
+        errors.fail("--quiet holds back what --notify tells; expected --notify as well")
     outboxes = [courier.outbox(channel(spelling)) for spelling in spellings]
-    actions: list[Action] = [NotifyAction(outboxes, quiet=QuietHours(quiet))] if outboxes else []
+    actions: list[Action] = [NotifyAction(outboxes, quiet=hours)] if outboxes else []
     if stop:
         actions.append(stopping)
     if profile:

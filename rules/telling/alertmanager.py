@@ -12,8 +12,9 @@ from stepwatch.rules.telling.notice import Notice, iso
 from stepwatch.rules.telling.posting import Endpoint, encode
 
 _PATH = "/api/v2/alerts"
-_HOLDS_SECONDS = 3600.0  # without a confirmation; longer than a restart of the watcher takes
-_SHORTEST_SECONDS = 900.0  # an alert that ends before its group was sent is told to nobody
+# Without a confirmation; and at least, since an alert that ends before its group was sent is told to nobody.
+# The same for both: of two ends that are still to come Alertmanager takes the later.
+_HOLDS_SECONDS = 900.0
 
 
 class Alertmanager:
@@ -21,7 +22,7 @@ class Alertmanager:
 
     What a rule finds in a run is one alert with the labels ``alertname`` (the rule), ``severity``, ``job`` (the job's
     name), ``run`` (its directory) and ``run_id``. It ends when the run does, or with what was found, after a quarter of
-    an hour at the earliest, so that somebody hears of it; and an hour after the watcher has ceased to confirm it.
+    an hour at the earliest, so that somebody hears of it; and as long after the watcher has ceased to confirm it.
 
     Args:
         url: up to the path that ``/api/v2/alerts`` is added to; a user and a password in it are sent.
@@ -85,5 +86,5 @@ def _alerts(notices: Iterable[Notice]) -> dict[tuple[str, ...], dict[str, Any]]:
 
 def _end(notice: Notice) -> float:
     if notice.how:
-        return max(notice.resolved, notice.time + _SHORTEST_SECONDS)
+        return max(notice.resolved, notice.time + _HOLDS_SECONDS)
     return time.time() + _HOLDS_SECONDS

@@ -113,7 +113,7 @@ class Outbox:
         self._sent_at: float | None = None
         self._streak = 0
         self._told: set[tuple[str, str]] = set()
-        self._confirmed_at = time.monotonic()
+        self._confirmed_at = -_CONFIRM_SECONDS
         self._pruned = False
         self._read: dict[str, _Waiting] = {}
         for part in ("waiting", "sent"):
