@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,26 @@ def test_the_slurm_scripts(tmp_path: Path, name: str, working: bool) -> None:
         assert called[6:8] == ["watch", str(tmp_path / "job" / "runs")] and set(called[8:]) <= OPTIONS
     else:
         assert called == ["systemctl", "stop", "stepwatch-17.service"]
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_the_lifecycle_script_of_sagemaker(tmp_path: Path, working: bool) -> None:
+    """Run with a stand-in for sudo and for the command; the instance is never kept from starting."""
+    (tmp_path / ".stepwatch" / "bin").mkdir(parents=True)
+    called, ours, sudo = tmp_path / "called", tmp_path / ".stepwatch" / "bin" / "stepwatch", tmp_path / "sudo"
+    ours.write_text(f'#!/bin/sh\necho "$@" > {called}.tmp && mv {called}.tmp {called}\n')
+    sudo.write_text('#!/bin/sh\nshift 2\nexec "$@"\n' if working else "#!/bin/sh\nexit 1\n")
+    for script in (ours, sudo):
+        script.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STEPWATCH_RUNS": "s3://bucket/runs", "NOTEBOOK_HOME": str(tmp_path)}
+    script = DEPLOY / "sagemaker" / "on-start.sh"
+    done = subprocess.run(["sh", "-eu", str(script)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    deadline = time.monotonic() + 60
+    while working and not called.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if working:
+        arguments = called.read_text().split()
+        assert arguments[:2] == ["watch", "s3://bucket/runs"]
+        assert {each for each in arguments if each.startswith("--")} <= OPTIONS
