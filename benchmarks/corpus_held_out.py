@@ -137,6 +137,23 @@ def with_labels(data: Callable[[int], Data], change: Callable[[Tensor], Tensor])
     return make
 
 
+def one_missing(data: Callable[[int], Data]) -> Callable[[int], Data]:
+    def make(seed: int) -> Data:
+        x, y = data(seed)
+        x[300].view(-1)[7] = math.nan
+        return x, y
+
+    return make
+
+
+def one_for_all(data: Callable[[int], Data]) -> Callable[[int], Data]:
+    def make(seed: int) -> Data:
+        x, y = data(seed)
+        return x[:1].expand_as(x), y
+
+    return make
+
+
 def shuffled(y: Tensor) -> Tensor:
     return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
 
@@ -469,7 +486,7 @@ JOBS: tuple[Job, ...] = (
     Job(
         "breast cancer, inputs as they come",
         cancer.but(data=table(load_breast_cancer, 0.0), optimizer=optimizer(SGD, 0.05)),
-        (*_HIGH, "PoorWeightInitialization"),
+        (*_HIGH, "PoorWeightInitialization", "InputNotNormalized"),
     ),
     Job(
         "breast cancer, labels shuffled",
@@ -489,6 +506,13 @@ JOBS: tuple[Job, ...] = (
             steps=520,
         ),
         ("LossSpike", *_HIGH),
+    ),
+    Job("bars, one pixel missing", image.but(data=one_missing(bars)), ("NonFiniteInput",)),
+    Job("swiss roll, one point for all", swiss.but(data=one_for_all(roll)), ("ConstantInput",)),
+    Job(
+        "swiss roll, schedule of 60 steps",
+        swiss.but(optimizer=optimizer(SGD, 0.02, momentum=0.9), rate=lambda s: max(1e-4, 1 - s / 60)),
+        ("LearningRateDecayedEarly",),
     ),
     Job("wine, wrong sign", wine.but(loss=WrongSign), (*_BAD, "LossNotDecreasing", "UnboundedLoss")),
     Job("wine, rate zero", wine.but(optimizer=optimizer(Adam, 0.0)), ("ZeroLearningRate", *_STILL)),
