@@ -15,8 +15,8 @@
                         samples averaged over the numbers, variance of all], over up to 64 samples by 256 numbers
 ======================  ==========================================================================================
 
-They are recorded at saved training steps, once per model and step; and at a step whose loss is not finite, as far as
-that is known on the host. Nothing waits for a device.
+They are recorded at saved training steps, once per model and step, after the first 20 steps at most at every fifth; and
+at a step whose loss is not finite, as far as that is known on the host. Nothing waits for a device.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from stepwatch.probe.store.schema import (
 from stepwatch.probe.timeline import StepClock
 
 _LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase)
+_FIRST_STEPS, _EVERY = 20, 5
 _NOT_CALLED = "?"  # no path of a module
 _MAX_INPUTS = 8
 _MAX_SAMPLES, _MAX_ENTRIES = 64, 256
@@ -79,7 +80,7 @@ class InputWatch:
             model.disarm()
             return
         self._held = (model, args, kwargs)
-        if not record.due:
+        if not record.due or not self._is_time(record):
             model.disarm()
         elif self.look(record):
             self._awaited = model
@@ -123,6 +124,11 @@ class InputWatch:
             record.add_derived(name, PADDING_QUANTITY, padding)
         model.expect(first, vectors[0])
         return True
+
+    def _is_time(self, record: OpenRecord) -> bool:
+        """Where every step is saved, a few of them are enough: a look takes as long as 20 gradients."""
+        last = self._record.mode_step if self._record is not None else -_EVERY
+        return record is self._record or record.mode_step < _FIRST_STEPS or record.mode_step >= last + _EVERY
 
     def release(self) -> None:
         """The update is done: keep nothing of the batch alive."""
