@@ -387,7 +387,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_governor_holds_its_budget_and_keeps_every_loss(tmp_path: Path, make_hook) -> None:
     model, loss_fn = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)], nn.Linear(64, 3)), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
-    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=SaveConfig(), overhead_budget=0.01)
+    hook = make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=SaveConfig(), overhead_budget=0.001)
     for _ in range(300):
         optimizer.zero_grad()
         loss_fn(model(torch.randn(8, 64)), torch.randint(3, (8,))).backward()
