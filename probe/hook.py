@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,6 +127,7 @@ class Hook(StepObserver):
         if actions and rules is None:
             raise ValueError("actions were given without rules; expected rules='recommended' or a list")
         words = checked_tags(tags)
+        self._closing = RLock()
         self._handles: list[Any] = []
         self._regions = RegionTimes()
         self._start_step = start_step
@@ -324,11 +326,12 @@ class Hook(StepObserver):
             status: how the job ended: "finished", "exception", "signal" or "stopped".
             reason: the exception or signal.
         """
-        if self._closed:
-            return
+        with self._closing:  # who comes second, on SIGTERM say, waits until everything is written
+            if not self._closed:
+                self._close(status, reason)
+
+    def _close(self, status: str, reason: str) -> None:
         with self._lock:
-            if self._closed:
-                return
             try:
                 self._steps.finish_all()
             except Exception as error:
@@ -337,7 +340,6 @@ class Hook(StepObserver):
         losses.unlisten(self)
         adjustments.unlisten(self._steps)
         waits.unlisten(self._steps.clock)
-        lifecycle.unregister(self)
         self._tensors.disarm()
         self._work.close()
         for handle in self._handles:
@@ -350,9 +352,11 @@ class Hook(StepObserver):
         self._writer.close(status, reason, last_step=self.step)
         if self._uploader:
             self._uploader.close()
+        lifecycle.unregister(self)
 
     def forget(self) -> None:
         """This is a forked child, a data loader's worker say: leave the trace to the parent."""
+        self._closing = RLock()  # whoever held it is not here
         self._closed = True
 
     def __enter__(self) -> Hook:

@@ -97,6 +97,31 @@ def test_sigterm_writes_everything_and_ends_the_process_as_without_us(tmp_path: 
     assert end.last_step in (len(steps), len(steps) - 1)
 
 
+def test_sigterm_waits_for_a_close_that_is_under_way(tmp_path: Path) -> None:
+    process = script(
+        """
+        train(30)
+        flush = hook._writer.flush
+        def slow_flush():  # a slow disk
+            print("closing", flush=True)
+            time.sleep(1)
+            flush()
+        hook._writer.flush = slow_flush
+        hook.close()
+        time.sleep(60)
+        """,
+        tmp_path / "run",
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "closing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+    assert frame(tmp_path / "run", "steps")["step"].tolist() == list(range(30))
+    end = Trace(tmp_path / "run").end(0)
+    assert end is not None
+    assert end.status == "finished"
+
+
 def test_the_scripts_own_sigterm_handler_stays(tmp_path: Path) -> None:
     process = script(
         """
