@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: not valid JSON: {error}") from None

@@ -26,8 +26,6 @@ class Fragmentation(ProfilerRule):
         share: share of the reserved memory that lies free in between, from which on it is called fragmented.
     """
 
-    calibrated = (("retries", "higher"),)
-
     def __init__(self, *, retries: int = 5, seconds: float = 300.0, share: float = 0.15) -> None:
         super().__init__()
         self.retries = int(positive("retries", retries))

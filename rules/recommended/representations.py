@@ -65,8 +65,8 @@ class CollapsedOutput(Rule):
         for name, (samples, between, total) in found.items():
             model = name.rpartition("_output_")[0]
             same = [alike for each, alike in zip(inputs.names, inputs.identical, strict=True) if each.startswith(model)]
-            if samples < 4 or not total > 0 or all(same):
-                continue  # NaN is not greater
+            if samples < 4 or not 0 < total < math.inf or all(same):
+                continue  # NaN is in no range
             share = between / total
             self._largest[name] = max(self._largest.get(name, 0.0), share)
             if share >= self.share or self._largest[name] < self.before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -297,9 +298,20 @@ def test_watch_finds_tells_and_stops(tmp_path: Path) -> None:
     assert end is not None and end.status == "stopped"
 
 
+def hears_of_files(pid: int) -> bool:
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if "inotify" in os.readlink(each):
+                return True
+    return False
+
+
 def test_ctrl_c_ends_a_watch_quietly(tmp_path: Path) -> None:
     watching = subprocess.Popen([*STEPWATCH, "watch", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
+    deadline = time.monotonic() + 60
+    while not hears_of_files(watching.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     watching.send_signal(signal.SIGINT)
     _, errors = watching.communicate(timeout=20)
     assert watching.returncode == 0
