@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ _ENTRIES = 1024  # of each
 _EVERY = 4  # saved steps
 
 
+class _Weight(NamedTuple):
+    """A weight, and a view of the part of it that is copied, as long as the weight is at this address."""
+
+    name: str
+    parameter: nn.Parameter
+    part: torch.Tensor
+    address: int
+
+
 class UpdateSample:
     """Part of some weights of each optimizer, spread over the depth of the models.
 
@@ -34,13 +44,12 @@ class UpdateSample:
 
     def __init__(self, models: list[ModelCapture]) -> None:
         self._models = models
-        self._chosen: dict[torch.optim.Optimizer, list[tuple[str, nn.Parameter]]] = {}
+        self._chosen: dict[torch.optim.Optimizer, list[_Weight]] = {}
         self._turns: dict[torch.optim.Optimizer, int] = {}
-        self._sampled: list[tuple[str, nn.Parameter]] = []
+        self._sampled: list[_Weight] = []
         self._gradients: list[torch.Tensor] = []
         self._before: torch.Tensor | None = None
 
-    @torch.no_grad()
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """The update of a saved step begins; some of them are measured."""
         self._before = None
@@ -48,31 +57,31 @@ class UpdateSample:
         if turn % _EVERY or getattr(optimizer, "found_inf", None) is not None:
             return  # an optimizer that knows of infinities may leave the update out by itself
         chosen = self._chosen.get(optimizer)
-        if chosen is None:
+        if chosen is None or any(each.parameter.data_ptr() != each.address for each in chosen):
             chosen = self._chosen[optimizer] = self._choose(optimizer)
         self._sampled, self._gradients = [], []
-        for name, weight in chosen:
-            if weight.grad is not None and weight.grad.layout is torch.strided:
-                self._sampled.append((name, weight))
-                self._gradients.append(_part(weight.grad))
+        for each in chosen:
+            gradient = each.parameter.grad
+            if gradient is not None and gradient.layout is torch.strided:
+                self._sampled.append(each)
+                self._gradients.append(_part(gradient))
         if self._sampled:
-            self._before = torch.cat([_part(weight) for _, weight in self._sampled])
+            self._before = torch.cat([each.part for each in self._sampled])
 
-    @torch.no_grad()
     def after(self, record: OpenRecord) -> None:
         """It is done: add the derived quantity ``update`` of each weight."""
         before, self._before = self._before, None
         if before is None:
             return
-        after = torch.cat([_part(weight) for _, weight in self._sampled])
+        after = torch.cat([each.part for each in self._sampled])
         gradients = torch.cat(self._gradients)
         fetches = Fetch(before), Fetch(after), Fetch(gradients)
         rows = functools.cache(functools.partial(_compare, fetches, [len(part) for part in self._gradients]))
         self._gradients.clear()
-        for index, (name, _) in enumerate(self._sampled):
-            record.add_derived(name, UPDATE_QUANTITY, lambda index=index: rows()[index])  # type: ignore[misc]
+        for index, each in enumerate(self._sampled):
+            record.add_derived(each.name, UPDATE_QUANTITY, lambda index=index: rows()[index])  # type: ignore[misc]
 
-    def _choose(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    def _choose(self, optimizer: torch.optim.Optimizer) -> list[_Weight]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found = [
             (name, parameter)
@@ -88,7 +97,9 @@ class UpdateSample:
         ]
         alike = [each for each in found if (each[1].dtype, each[1].device) == (found[0][1].dtype, found[0][1].device)]
         places = sorted({round(at) for at in np.linspace(0, len(alike) - 1, _WEIGHTS)}) if alike else []
-        return [alike[place] for place in places]
+        return [
+            _Weight(name, weight, _part(weight), weight.data_ptr()) for name, weight in map(alike.__getitem__, places)
+        ]
 
 
 def _part(tensor: torch.Tensor) -> torch.Tensor:
