@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/stepwatch demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 4 --dist loadfile  # they wait for processes more than they compute
+	$(BIN)/python -m pytest -n 5 --dist loadfile  # they wait for processes more than they compute
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
