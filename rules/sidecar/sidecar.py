@@ -61,7 +61,8 @@ class Sidecar:
     def look(self) -> Iterator[Event]:
         """Judge what is new in every run, and act on it."""
         if time.monotonic() >= self._next_walk:
-            began = time.monotonic()
+            yield from self._refresh()
+            began = time.monotonic()  # what a store takes is no reason to look at it seldom
             yield from self._search()
             took = time.monotonic() - began
             self._next_walk = began + max(_WALK_SECONDS, took / _WALK_SHARE)
@@ -120,6 +121,14 @@ class Sidecar:
         for run in self._runs.values():
             run.close(max(0.0, deadline - time.monotonic()))
 
+    def _refresh(self) -> Iterator[Event]:
+        """Of prefixes in object stores, fetch what has come below them."""
+        for directory, _ in self._places:
+            try:
+                remote.refresh(directory)
+            except OSError as error:
+                yield from self._troubled(directory, error)
+
     def _search(self) -> Iterator[Event]:
         """Take up runs that have appeared, and drop those that have gone."""
         for path in [path for path in self._runs if not is_run(path)]:
@@ -129,10 +138,6 @@ class Sidecar:
             self._resting.pop(path, None)
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
-            try:
-                remote.refresh(directory)  # of a prefix in an object store, what has come below it
-            except OSError as error:
-                yield from self._troubled(directory, error)
             for path in runs_below(directory, of_smdebug=True):
                 trouble = self._troubles.get(path)
                 known = path in self._runs or path in self._left_alone
