@@ -58,6 +58,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+def test_a_slow_store_does_not_delay_the_search_for_runs(
+    folder: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepwatch.rules.sidecar.sidecar._WALK_SHARE", 0.005)
+    # No store can be made slow here: this stands for one.
+    monkeypatch.setattr("stepwatch.rules.sidecar.sidecar.remote.refresh", lambda folder: time.sleep(0.5))
+    sidecar = watch(folder)
+    assert list(sidecar.look()) == []
+    begin(folder / "a").train(300)
+    deadline = time.monotonic() + 30
+    events: list[Event] = []
+    while not steps(events) and time.monotonic() < deadline:
+        events += sidecar.look()
+        time.sleep(0.05)
+    assert steps(events) == [0]
+
+
 def test_runs_that_appear_at_any_depth_are_judged_as_they_grow(folder: Path, begin: Begin) -> None:
     tell = Telling()
     sidecar = watch(folder, tell)
