@@ -62,10 +62,7 @@ class Sidecar:
         """Judge what is new in every run, and act on it."""
         if time.monotonic() >= self._next_walk:
             yield from self._refresh()
-            began = time.monotonic()  # what a store takes is no reason to look at it seldom
             yield from self._search()
-            took = time.monotonic() - began
-            self._next_walk = began + max(_WALK_SECONDS, took / _WALK_SHARE)
         began = time.monotonic()
         for path, run in list(self._runs.items()):
             trouble = self._troubles.get(path)
@@ -136,9 +133,13 @@ class Sidecar:
             self._runs.pop(path).close(_CLOSE_SECONDS)
             self._outdated.discard(path)
             self._resting.pop(path, None)
+        began, took = time.monotonic(), 0.0
         for directory, old in self._places:
             appeared: list[WatchedRun] = []
-            for path in runs_below(directory, of_smdebug=True):
+            walk = time.monotonic()
+            below = list(runs_below(directory, of_smdebug=True))
+            took += time.monotonic() - walk  # and not what a store takes, or a run to be opened
+            for path in below:
                 trouble = self._troubles.get(path)
                 known = path in self._runs or path in self._left_alone
                 if known or (trouble is not None and not trouble.due()):
@@ -154,6 +155,7 @@ class Sidecar:
                     yield from self._troubled(path, error)
             if not old.known:
                 yield from self._begin(directory, old, appeared)
+        self._next_walk = began + max(_WALK_SECONDS, took / _WALK_SHARE)
 
     def _take_up(self, path: Path, old: OldRuns) -> WatchedRun | None:
         trace = Trace(path)

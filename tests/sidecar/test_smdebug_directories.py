@@ -153,6 +153,7 @@ def test_in_an_object_store(
     exported: Path, tmp_path: Path, store: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stepwatch.rules.sidecar.sidecar._WALK_SECONDS", 0.0)
+    monkeypatch.setattr("stepwatch.rules.sidecar.sidecar._WALK_SHARE", 1e9)
     address, url = store
     s3 = boto3.client("s3", endpoint_url=address, region_name="us-east-1")
     s3.create_bucket(Bucket="jobs")
