@@ -6,22 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from stepwatch.probe.store.schema import TABLES
+from stepwatch.probe.store.schema import TABLES, TIMING_COLUMNS
 
-_NAMES = (
-    "loader_ns",
-    "checkpoint_ns",
-    "samples",
-    "loader_workers",
-    "collective_ns",
-    "allocated_bytes",
-    "peak_bytes",
-    "reserved_bytes",
-    "fragmented_bytes",
-    "allocation_retries",
-)
+_FROM_THE_BEGINNING = ("duration_ns", "data_ns", "forward_ns", "backward_ns", "optimizer_ns", "hook_ns")
 
-ADDED_COLUMNS = pa.schema([TABLES["steps"].field(name) for name in _NAMES])
+ADDED_COLUMNS = pa.schema([TABLES["steps"].field(name) for name in TIMING_COLUMNS if name not in _FROM_THE_BEGINNING])
 """All of ``steps``."""
 
 
