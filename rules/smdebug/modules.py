@@ -10,6 +10,7 @@ _ACCESS, _LOCATIONS, _WRITING = f"{_CORE}.access", f"{_CORE}.locations", f"{_COR
 _UTILS, _CONSTANTS, _FILES = f"{_CORE}.utils", f"{_CORE}.constants", f"{_CORE}.configuration"
 _MANAGERS = f"{_CORE}.managers"
 _PROFILING = "stepwatch.rules.smdebug.profiling"
+_READING = "stepwatch.rules.smdebug.profiler_trial"
 _RULES = "stepwatch.rules.smdebug.rule"
 _ACTIONS = "stepwatch.rules.smdebug.action"
 _TRIALS = "stepwatch.rules.smdebug.trials"
@@ -28,7 +29,7 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug": _CONFIGURATION,
     "smdebug.modes": {"stepwatch.probe.mode_keys": "modes ModeKeys"},
     "smdebug.exceptions": {_EXCEPTIONS: "*", "stepwatch.probe.mode_keys": "modes ModeKeys"},
-    "smdebug.trials.profiler_trial": {_PROFILING: "ProfilerTrial"},
+    "smdebug.trials.profiler_trial": {_READING: "ProfilerTrial"},
     "smdebug.trials": {_TRIALS: "create_trial LocalTrial S3Trial", "stepwatch.rules.trial": "Trial"},
     "smdebug.trials.local_trial": {_TRIALS: "LocalTrial"},
     "smdebug.trials.s3_trial": {_TRIALS: "S3Trial"},
@@ -109,15 +110,16 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.core.tensor": {"stepwatch.rules.trial": "StepState", "stepwatch.rules.tensor": "Tensor"},
     "smdebug.core.logger": {_HELPERS: "get_logger"},
     "smdebug.profiler": {
-        _PROFILING: "HorovodProfilerEvents LocalAlgorithmMetricsReader LocalSystemMetricsReader MetricsReaderBase"
-        " ProfilerSystemEvents SMDataParallelProfilerEvents SMProfilerEvents SystemProfilerEventParser TraceEvent"
-        " TraceEventParser S3AlgorithmMetricsReader S3SystemMetricsReader",
+        _PROFILING: "HorovodProfilerEvents ProfilerSystemEvents SMDataParallelProfilerEvents SMProfilerEvents"
+        " SystemProfilerEventParser TraceEvent TraceEventParser",
+        _READING: "LocalAlgorithmMetricsReader LocalSystemMetricsReader MetricsReaderBase S3AlgorithmMetricsReader"
+        " S3SystemMetricsReader",
     },
     "smdebug.profiler.algorithm_metrics_reader": {
-        _PROFILING: "LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
+        _READING: "LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
     },
-    "smdebug.profiler.metrics_reader_base": {_PROFILING: "MetricsReaderBase"},
-    "smdebug.profiler.system_metrics_reader": {_PROFILING: "LocalSystemMetricsReader S3SystemMetricsReader"},
+    "smdebug.profiler.metrics_reader_base": {_READING: "MetricsReaderBase"},
+    "smdebug.profiler.system_metrics_reader": {_READING: "LocalSystemMetricsReader S3SystemMetricsReader"},
     "smdebug.profiler.system_profiler_file_parser": {
         _PROFILING: "ProfilerSystemEvent ProfilerSystemEvents SystemProfilerEventParser",
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepwatch.rules import trial
-from stepwatch.rules.smdebug.profiling import ProfilerTrial
+from stepwatch.rules.smdebug.profiler_trial import ProfilerTrial
 from stepwatch.rules.trial import Range, Trial
 
 _MEANINGLESS = {"check", "index_mode", "cache", "parallel"}
