@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
@@ -28,6 +29,13 @@ class _Evaluation:
 
     def __post_init__(self) -> None:
         self.narrowed = TensorFilter(self.spec.tensors) if self.spec.tensors else None
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        return self.rule, self.findings, self.error, self.narrowed
+
+    def go_on_from(self, state: tuple[Any, ...]) -> None:
+        self.rule, self.findings, self.error, self.narrowed = state
 
 
 class Engine:
@@ -107,6 +115,24 @@ class Engine:
         for evaluation in self._between:
             evaluation.rule.forget(rank)
             evaluation.findings = [finding for finding in evaluation.findings if finding.rank != rank]
+
+    def state(self) -> dict[str, Any]:
+        """What the rules know, for :meth:`go_on_from` of an engine with the same rules."""
+        return {
+            "ranks": {rank: [each.state for each in evaluations] for rank, evaluations in self._ranks.items()},
+            "whole": [each.state for each in self._whole],
+            "between": [each.state for each in self._between],
+        }
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Know what the rules of another engine knew."""
+        self._ranks = {rank: self._fresh() for rank in state["ranks"]}
+        evaluations = [each for rank in self._ranks.values() for each in rank]
+        states = [each for rank in state["ranks"].values() for each in rank]
+        for evaluation, known in zip(
+            [*evaluations, *self._whole, *self._between], [*states, *state["whole"], *state["between"]], strict=True
+        ):
+            evaluation.go_on_from(known)
 
     def findings(self) -> list[Finding]:
         """All findings so far, by the step at which they were decided."""

@@ -82,6 +82,20 @@ class StepStream:
         self._look_again(None)
         yield from self._uncommitted(None)
 
+    def state(self) -> dict[str, Any] | None:
+        """How far it has come, between two polls, for :meth:`go_on_from`; None while rows wait for their step."""
+        if not all(rows.settled for rows in self._tables.values()):
+            return None
+        positions = {table: rows.position for table, rows in self._tables.items()}
+        return {"tables": positions, "sets": self._builder.state, "delivered": self._delivered}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Go on from where the stream of the same rank was."""
+        for table, rows in self._tables.items():
+            rows.go_to(state["tables"][table])
+        self._builder.go_on_from(state["sets"])
+        self._delivered = state["delivered"]
+
     def _reached(self) -> int:
         return self._commits.next_flush(self._attempt)
 
@@ -250,6 +264,38 @@ class LiveAnalysis:
             found += self._watch(None, self._trace.ranks)
             found += self._engine.conclude_run()
         return found
+
+    def state(self) -> dict[str, Any] | None:
+        """All that is known of the run, between two polls, for :meth:`go_on_from`; None while it cannot be told.
+
+        It shares objects with this analysis, so it is to be copied (pickled) at once.
+        """
+        if self._complete is not None:
+            return None
+        streams = {rank: (stream.state(), attempts) for rank, (stream, attempts) in self._streams.items()}
+        if any(state is None for state, _ in streams.values()):
+            return None
+        return {
+            "engine": self._engine.state(),
+            "streams": streams,
+            "profile": self._profile.state(),
+            "concluded": self._concluded,
+            "run_concluded": self._run_concluded,
+            "steps": self.steps,
+            "figures": self.figures,
+        }
+
+    def go_on_from(self, state: dict[str, Any]) -> list[Finding]:
+        """Go on from where the analysis of the same run by the same rules was; returns what had been found by then."""
+        self._engine.go_on_from(state["engine"])
+        for rank, (position, attempts) in state["streams"].items():
+            stream = StepStream(self._trace, rank, whole_tensors=self._whole_tensors)
+            stream.go_on_from(position)
+            self._streams[rank] = (stream, attempts)
+        self._profile.go_on_from(state["profile"])
+        self._concluded, self._run_concluded = state["concluded"], state["run_concluded"]
+        self.steps, self.figures = state["steps"], state["figures"]
+        return self._engine.findings()
 
     def _watch(self, until_ns: int | None, ranks: Sequence[int]) -> list[Finding]:
         return [finding for event in self._profile.poll(until_ns, ranks) for finding in self._engine.watch(event)]

@@ -60,6 +60,20 @@ class StepRows(Generic[T]):
         self._exhausted = False
         self.pieces = 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether every row that was read was handed out."""
+        return self._pieces is None and self._at >= len(self._keys)
+
+    @property
+    def position(self) -> Any:
+        """How far it has come, once :attr:`settled`: plain data, for :meth:`go_to`."""
+        return self._cursor.position
+
+    def go_to(self, position: Any) -> None:
+        """Go on from where the rows of the same table were left."""
+        self._cursor.go_to(position)
+
     def look_again(self, stop_before: tuple[int, int] | None = None) -> None:
         """More rows may have arrived since none were left; see :class:`TableCursor` for ``stop_before``."""
         self._cursor.stop_before = stop_before

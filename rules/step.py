@@ -169,6 +169,15 @@ class StepBuilder:
             found = self._sets[names] = TensorSet(names, self._describe)
         return found
 
+    @property
+    def state(self) -> dict[tuple[str, ...], TensorSet]:
+        """The sets that were made, by their tensors; rules may hold them."""
+        return self._sets
+
+    def go_on_from(self, state: dict[tuple[str, ...], TensorSet]) -> None:
+        """Know the sets that another has made."""
+        self._sets = state
+
     def from_record(self, record: StepRecord) -> Step:
         """The step of a resolved record."""
         stats = None

@@ -86,6 +86,15 @@ class TableCursor:
         progress = self._progress.get(attempt)
         return progress.begun if progress is not None else 0
 
+    @property
+    def position(self) -> dict[int, _Progress]:
+        """How far it has read: plain data, for :meth:`go_to` of another cursor of the same table."""
+        return self._progress
+
+    def go_to(self, position: dict[int, _Progress]) -> None:
+        """Go on from where another cursor was."""
+        self._progress = position
+
     def pass_over(self, attempt: int, flush: int, rows: int) -> None:
         """A flush is known from elsewhere: go on behind it. It has so many rows, and all before it was read."""
         progress = self._progress.setdefault(attempt, _Progress())

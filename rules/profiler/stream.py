@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,25 @@ class ProfileStream:
         self._nodes: dict[str, NodeCursor] = {}
         self._layouts = Layouts()
         self._held: list[_Timed] = []
+
+    def state(self) -> dict[str, Any]:
+        """How far it has come, between two polls: plain data, for :meth:`go_on_from`."""
+        return {
+            "ranks": {rank: steps.position for rank, steps in self._steps.items()},
+            "nodes": {node: cursor.position for node, cursor in self._nodes.items()},
+            "layouts": self._layouts,
+            "held": self._held,
+        }
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Go on from where the stream of the same run was."""
+        for rank, position in state["ranks"].items():
+            self._steps[rank] = _RankSteps(self._trace, rank)
+            self._steps[rank].go_to(position)
+        for node, position in state["nodes"].items():
+            self._nodes[node] = NodeCursor(self._trace, node)
+            self._nodes[node].go_to(position)
+        self._layouts, self._held = state["layouts"], state["held"]
 
     def poll(self, until_ns: int | None, ranks: Iterable[int]) -> Iterator[Event]:
         """What is new of these ranks and of all nodes, and older than ``until_ns``; everything where that is None."""
@@ -88,6 +108,15 @@ class _RankSteps:
         self._attempt = -1
         self._tail = TailReader(trace.path, rank, self._attempt)
         self._at_the_tail = False
+
+    @property
+    def position(self) -> Any:
+        """How far it has read."""
+        return self._cursor.position
+
+    def go_to(self, position: Any) -> None:
+        """Go on from there."""
+        self._cursor.go_to(position)
 
     def read(self, *, final: bool) -> Iterator[Event]:
         """Steps that are new; where these are the last ones, from the files, which have all of them."""

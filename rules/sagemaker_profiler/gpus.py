@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -43,7 +44,7 @@ class LowGPUUtilization(ScannedRule):
         self.threshold_p5 = threshold_p5
         self.window = window
         self.patience = patience
-        self._use: dict[Key, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._use: dict[Key, deque[float]] = defaultdict(partial(deque, maxlen=KEPT))
 
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""
@@ -115,7 +116,7 @@ class GPUMemoryIncrease(ScannedRule):
         self.patience = patience
         self.window = window
         self._gpus = Gpus()
-        self._memory: dict[Key, deque[float]] = defaultdict(lambda: deque(maxlen=window + 1))
+        self._memory: dict[Key, deque[float]] = defaultdict(partial(deque, maxlen=window + 1))
         self._counts: dict[Key, int] = defaultdict(int)
         self._grown: dict[Key, float] = {}
 
@@ -170,7 +171,7 @@ class LoadBalancing(ScannedRule):
         at_least_zero("threshold", threshold)
         self.threshold = threshold
         self.patience = patience
-        self._histograms: dict[Key, NDArray[np.int64]] = defaultdict(lambda: np.zeros(50, np.int64))
+        self._histograms: dict[Key, NDArray[np.int64]] = defaultdict(_no_readings)
         self._farthest = 0.0
 
     def take_sample(self, sample: Sample) -> None:
@@ -225,3 +226,7 @@ def _distance(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         divergence = sum(np.where(part > 0, part * np.log(part / middle), 0.0).sum() for part in (p, q)) / 2
     return float(np.sqrt(max(divergence, 0.0)))
+
+
+def _no_readings() -> NDArray[np.int64]:
+    return np.zeros(50, np.int64)

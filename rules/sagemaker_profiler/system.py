@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,9 @@ class BatchSize(ScannedRule):
         self.patience = patience
         self.window = window
         self._gpus = Gpus()
-        self._cpu: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._use: dict[Key, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._memory: dict[Key, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._cpu: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=KEPT))
+        self._use: dict[Key, deque[float]] = defaultdict(partial(deque, maxlen=KEPT))
+        self._memory: dict[Key, deque[float]] = defaultdict(partial(deque, maxlen=KEPT))
 
     def take_sample(self, sample: Sample) -> None:
         """See the base class."""

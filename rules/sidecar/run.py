@@ -22,6 +22,7 @@ from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.resolving import Resolutions
 from stepwatch.rules.sidecar.stamps import RankStamps, Stamps
+from stepwatch.rules.sidecar.states import States
 
 log = logging.getLogger("stepwatch")
 
@@ -80,23 +81,25 @@ class Said(Event):
 class WatchedRun:
     """Judges a run as it grows, and acts on it while it holds the run's lease.
 
-    Judging begins with the run's first step, also after a restart of the sidecar: rules depend on nothing but the
-    steps, so the same findings come again, and what was done about them is in the records.
+    After a restart of the sidecar judging goes on from what is kept, or begins with the run's first step: rules depend
+    on nothing but the steps, so the same findings come again, and what was done about them is in the records.
 
     Args:
         trace: the run.
         policy: rules, and what to do about findings.
         records: where findings, actions and the lease are kept.
+        states: what is known of runs from before.
         act: whether anything is done; not about a run that was over before it was watched.
     """
 
-    def __init__(self, trace: Trace, policy: Policy, records: Path, *, act: bool) -> None:
+    def __init__(self, trace: Trace, policy: Policy, records: Path, states: States, *, act: bool) -> None:
         self.trace = trace
         self.policy = policy
         self.act = act
         self.ended = False
         self._analysis: LiveAnalysis | None = None
         self._records = records
+        self._states = states
         self._dispatcher = Dispatcher(trace.path, policy.actions, judged_by="watch", records=records)
         # Of a job that smdebug records nobody knows what it is doing.
         self._hangs = HangWatch(trace) if trace.info.host != UNKNOWN_HOST else None
@@ -109,6 +112,7 @@ class WatchedRun:
         self._ranks: dict[int, RankStamps] = {}
         self.told: set[tuple[str, int]] = set()
         self._warned: set[str] = set()
+        self._kept_steps = 0
         self._live = True
         self._live_asked = 0.0
         self._moved = time.monotonic()
@@ -134,6 +138,11 @@ class WatchedRun:
         return time.monotonic() - self._moved if self.idle else 0.0
 
     @property
+    def unkept(self) -> bool:
+        """Whether steps were judged since what is known was kept."""
+        return self.steps != self._kept_steps
+
+    @property
     def idle(self) -> bool:
         """Whether no action is under way."""
         return not self._pending and self._dispatcher.idle
@@ -152,8 +161,15 @@ class WatchedRun:
                 events.append(Said(self.trace.source, f"cannot be acted upon: {error}"))
         return events
 
+    def keep(self) -> None:
+        """Keep what is known, so that one that is started again goes on from here."""
+        if self._analysis is not None and self.unkept and self.acting:
+            self._states.keep(self.trace, self.policy.specs, self._analysis.state)
+            self._kept_steps = self._analysis.steps
+
     def close(self, timeout: float) -> None:
         """Finish the actions under way, for at most so many seconds, and let another sidecar act."""
+        self.keep()
         self._dispatcher.close(timeout)
         if self.act and self.ended and self.acting and not self._pending:
             try:
@@ -171,8 +187,9 @@ class WatchedRun:
         self.act |= self.ended  # it was started again while it is watched
         self.ended = False
         events: list[Event] = []
+        known: list[Finding] = []
         if self._analysis is None:
-            self._analysis = LiveAnalysis(self.trace, self.policy.specs)
+            self._analysis, known = self._begin()
             events.append(Begun(self.trace.source, self.trace.info.job_name, self.policy.specs))
         changed = self._changed_ranks(begun, ended)
         live = self._is_live(ask=begun or ended or not changed)
@@ -186,7 +203,7 @@ class WatchedRun:
             findings = self._hangs.look_beside(findings, self._ranks, changed)
         if self.policy.study is not None:
             findings = [*findings, *self.policy.study.look(self.trace, live=live)]
-        new = [self.policy.judge(finding) for finding in findings if self._is_new(finding)]
+        new = [self.policy.judge(finding) for finding in (*known, *findings) if self._is_new(finding)]
         self._pending += new if self.act else []
         self._resolutions.see(new)
         if begun:
@@ -196,11 +213,22 @@ class WatchedRun:
             events += [Said(self.trace.source, warning)] if warning not in self._warned else []
             self._warned.add(warning)
         if not live:
+            self.keep()
             self.ended = True
             results = tuple(self._analysis.analysis(live=False).results)
             self._analysis = None  # a run that is over takes no memory
             events.append(Ended(self.trace.source, self.trace.status(), len(self.told), results))
         return events
+
+    def _begin(self) -> tuple[LiveAnalysis, list[Finding]]:
+        """Go on from what is known of the run, or begin with its first step; returns also what is known to be found."""
+        known = self._states.known(self.trace, self.policy.specs)
+        analysis = LiveAnalysis(self.trace, self.policy.specs)
+        if known is None:
+            return analysis, []
+        found = analysis.go_on_from(known)
+        self._kept_steps = analysis.steps
+        return analysis, found
 
     def _changed_ranks(self, begun: bool, ended: bool) -> list[int]:
         """Ranks that may have written something."""

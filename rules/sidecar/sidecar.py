@@ -14,6 +14,7 @@ from stepwatch.rules.figures import Figures
 from stepwatch.rules.sidecar.places import OldRuns, default_state_dir, records_of
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
+from stepwatch.rules.sidecar.states import States
 
 _WALK_SHARE = 0.005  # of the time may be spent on looking for new runs
 _REST_SHARE = 0.005  # of the time may be spent on looking at runs in which nothing happens
@@ -48,6 +49,8 @@ class Sidecar:
                 what = "is a file; expected a directory" if directory.exists() else "no such directory"
                 raise TraceError(f"{directory}: {what}")
         self._state_dir = state_dir or default_state_dir()
+        self._states = States(self._state_dir)
+        self._states.forget_gone()
         self._places = [(directory, OldRuns(directory, self._state_dir)) for directory in directories]
         self._find = find
         self._runs: dict[Path, WatchedRun] = {}
@@ -79,6 +82,9 @@ class Sidecar:
                 yield from self._troubled(path, error)
         # Where a round takes no time to speak of there is nothing to be saved.
         self._longest_rest = min((time.monotonic() - began) / _REST_SHARE, _LONGEST_REST)
+        due = self._states.due(path for path, run in self._runs.items() if run.unkept)
+        if due is not None:
+            self._runs[due].keep()
 
     def renew(self) -> None:
         """Policies have changed: look for that of each live run again, as soon as none of its actions is under way."""
@@ -131,6 +137,7 @@ class Sidecar:
         for path in [path for path in self._runs if not is_run(path)]:
             yield Said(path, "has gone; no longer watched")
             self._runs.pop(path).close(_CLOSE_SECONDS)
+            self._states.forget(path)
             self._outdated.discard(path)
             self._resting.pop(path, None)
         began, took = time.monotonic(), 0.0
@@ -167,7 +174,7 @@ class Sidecar:
             return None
         records = records_of(path, trace.info.run_id, self._state_dir)
         act = old.known and not old.holds(trace.info.run_id, _attempts(trace))
-        run = self._runs[path] = WatchedRun(trace, policy, records, act=act)
+        run = self._runs[path] = WatchedRun(trace, policy, records, self._states, act=act)
         return run
 
     def _renew(self, path: Path, run: WatchedRun) -> Iterator[Event]:
@@ -181,7 +188,8 @@ class Sidecar:
             self._left_alone.add(path)
             yield Said(path, "no policy is for this run any more; it is left alone")
             return
-        renewed = WatchedRun(run.trace, policy, records_of(path, run.trace.info.run_id, self._state_dir), act=run.act)
+        records = records_of(path, run.trace.info.run_id, self._state_dir)
+        renewed = WatchedRun(run.trace, policy, records, self._states, act=run.act)
         renewed.told = told
         self._runs[path] = renewed
 
