@@ -172,9 +172,11 @@ class Trial(TrialNames):
             patterns = [re.compile(each) for each in ([regex] if isinstance(regex, str) else regex)]
             names = [name for name in names if any(pattern.search(name) for pattern in patterns)]
         if collection is not None:
-            wanted = collection if isinstance(collection, str) else collection.name
-            names = [name for name in names if wanted in self.recorded.collections_of(name)]
+            names = self._members(names, collection if isinstance(collection, str) else collection.name)
         return sorted(names)
+
+    def _members(self, names: Iterable[str], collection: str) -> list[str]:
+        return [name for name in names if collection in self.recorded.collections_of(name)]
 
     def _names(self, step: int | None, mode: ModeKeys) -> set[str]:
         if step is None and mode is ModeKeys.GLOBAL:
@@ -311,7 +313,7 @@ class TraceTrial(Trial):
 
     def refresh(self) -> None:
         """Take what was recorded meanwhile; every query does."""
-        if self._complete:
+        if self._complete or not self.dynamic_refresh:
             return
         self.trace.refresh()
         ended = not self.trace.live()

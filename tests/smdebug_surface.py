@@ -21,7 +21,8 @@ from smdebug.core.config_constants import *
 from smdebug.core.hook_utils import get_tensorboard_dir, verify_and_get_out_dir
 from smdebug.core.json_config import *
 from smdebug.core.locations import *
-from smdebug.core.modes import ALLOWED_MODE_NAMES, ALLOWED_MODES, ModeKeys
+from smdebug.core.logger import LOG_DUPLICATION_THRESHOLD
+from smdebug.core.modes import ALLOWED_MODE_NAMES, ALLOWED_MODES, ModeKeys, str_to_mode_keys
 from smdebug.core.reader import FileReader
 from smdebug.core.reduction_config import ReductionConfig
 from smdebug.core.reductions import *
@@ -32,6 +33,7 @@ from smdebug.core.writer import FileWriter
 from smdebug.profiler import *
 from smdebug.profiler.system_profiler_file_parser import ProfilerSystemEvent
 from smdebug.profiler.utils import *
+from smdebug.trials import create_trial
 
 D = tempfile.mkdtemp()
 A = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
@@ -54,6 +56,33 @@ def text_of(path):
 
 def load(text):
     return CollectionManager.load_from_string(text)
+
+def configured():
+    parameters = {"CollectionName": "weights", "CollectionParameters": {"reductions": "min", "save_interval": "3"}}
+    content = {"LocalPath": "/x", "HookParameters": {"save_all": "true", "save_steps": "1,2", "include_regex": "a, b"}}
+    content["CollectionConfigurations"] = [parameters, {"CollectionName": "mine", "CollectionParameters": None}]
+    found, manager = collect_hook_config_params(content), CollectionManager()
+    add_collections_to_manager(manager, content, found)
+    modes = {mode.name: config for mode, config in found.pop("save_config_modes").items()}
+    return sorted(map(str, found.items())), modes, manager.to_json_dict(), get_include_collections({})
+
+def incomplete(end):
+    folder = tempfile.mkdtemp()
+    for worker in ("worker_0", "worker_1", "worker_2"):
+        manager = CollectionManager()
+        manager.get("default").include("x")
+        manager.set_num_workers(3)
+        manager.export(folder, worker + "_collections.json")
+        for step in (0, 1, 3) if worker == "worker_1" else (0, 1, 3, 5, 6):
+            with FileWriter(trial_dir=folder, step=step, worker=worker) as writer:
+                writer.write_tensor(tdata=1.0, tname="x")
+    if end:
+        training_has_ended(folder)
+    trial = create_trial(folder)
+    trial.steps()
+    states = [trial.has_passed_step(step).name for step in (1, 2, 3, 4, 5, 9)]
+    steps = trial.steps(), trial.steps(show_incomplete_steps=True), trial.last_complete_step, trial.loaded_all_steps
+    return states, steps, trial.workers(), trial.num_workers, trial.last_index_token.replace(folder, "")
 
 def access():
     file = TSAccessFile(D + "/f/one.txt", "w")
@@ -155,6 +184,17 @@ parse_save_config_dict({"save_interval": "2", "train.save_steps": "1,2"})
 parse_save_config_dict({"save_interval": "2", "train.save_steps": "1,2"}, mode=ModeKeys.TRAIN)
 {m.name: c for m, c in parse_save_config_modes_dict({"save_interval": "2", "train.save_interval": "3"}).items()}
 get_json_config_as_dict("/nope")
+configured()
+str_to_mode_keys("eval").name, parse_bool(arg="true", default=False), match_inc(tname="ab", include=["b"])
+validate_custom_tensor_value(3, make_numpy_array), validate_custom_tensor_value({1}, make_numpy_array)
+make_numpy_array({1})
+load_json_as_dict(3)
+is_framework_version_supported(FRAMEWORK.PYTORCH), check_smmodelparallel_training(), check_smdataparallel_env()
+get_aws_region_from_processing_job_arn("arn:aws:sagemaker:us-east-1:1:processing-job/x"), LOG_DUPLICATION_THRESHOLD
+incomplete(end=False)
+incomplete(end=True)
+SaveConfig.from_dict({"TRAIN": {"start_step": 3}}, {"save_interval": 7}).to_json_dict()["TRAIN"]
+sorted(DEFAULT_TF_COLLECTIONS), sorted(DEFAULT_MXNET_COLLECTIONS), sorted(DEFAULT_XGBOOST_COLLECTIONS)
 CLAIM_FILENAME, DEFAULT_WORKER_NAME, DEFAULT_COLLECTIONS_FILE_NAME, DEFAULT_SAGEMAKER_OUTDIR, CONFIG_FILE_PATH_ENV_STR
 [(unit.name, unit.value) for unit in TimeUnits]
 convert_utc_timestamp_to_nanoseconds(5), convert_utc_timestamp_to_microseconds(5, TimeUnits.SECONDS)

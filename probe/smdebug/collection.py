@@ -84,27 +84,27 @@ class Collection(collections.Collection):
             value = ReductionConfig.from_dict(value)
         super().__setattr__(name, value)
 
-    def include(self, patterns: str | Iterable[str]) -> None:
+    def include(self, t: str | Iterable[str]) -> None:
         """Add expressions."""
-        if not isinstance(patterns, (str, list, tuple, set, frozenset)):
-            raise SMDebugTypeError(f"collection {self.name} got the expressions {patterns!r}; expected text or a list")
-        found = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not isinstance(t, (str, list, tuple, set, frozenset)):
+            raise SMDebugTypeError(f"collection {self.name} got the expressions {t!r}; expected text or a list")
+        found = [t] if isinstance(t, str) else list(t)
         for pattern in found:
             if not isinstance(pattern, str):
                 raise SMDebugTypeError(f"collection {self.name} got the expression {pattern!r}; expected text")
         super().include(found)
 
-    def add_tensor_name(self, name: str) -> None:
+    def add_tensor_name(self, tname: str) -> None:
         """Take in a tensor by name."""
-        self.tensor_names.add(name)
+        self.tensor_names.add(tname)
 
-    def remove_tensor_name(self, name: str) -> None:
+    def remove_tensor_name(self, tname: str) -> None:
         """Leave a tensor out that was taken in by name."""
-        self.tensor_names.discard(name)
+        self.tensor_names.discard(tname)
 
-    def has_tensor_name(self, name: str) -> bool:
+    def has_tensor_name(self, tname: str) -> bool:
         """Whether a tensor was taken in by name."""
-        return name in self.tensor_names
+        return tname in self.tensor_names
 
     def add_module_tensors(self, module: nn.Module, inputs: bool = False, outputs: bool = True) -> None:
         """Take in what goes into a module of the registered model, or comes out of it."""
@@ -140,14 +140,14 @@ class Collection(collections.Collection):
         return json.dumps(self.to_json_dict())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Collection:
+    def from_dict(cls, params: Mapping[str, Any]) -> Collection:
         """From its JSON object; other keys are ignored."""
-        return cls(**{key: values[key] for key in _KEYS if key in values})
+        return cls(**{key: params[key] for key in _KEYS if key in params})
 
     @classmethod
-    def from_json(cls, text: str) -> Collection:
+    def from_json(cls, json_str: str) -> Collection:
         """From its JSON."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(json.loads(json_str))
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -163,23 +163,23 @@ class CollectionManager:
             for name, patterns in BUILT_IN.items():
                 self.collections.setdefault(name, Collection(name, patterns))
 
-    def create_collection(self, name: str) -> Collection:
+    def create_collection(self, name: str, cls: type[Collection] = Collection) -> Collection:
         """A new collection."""
-        found = self.collections[name] = Collection(name)
+        found = self.collections[name] = cls(name)
         return found
 
-    def add(self, collection: str | Collection) -> None:
+    def add(self, arg: str | Collection) -> None:
         """Add or replace one.
 
         Raises:
             SMDebugTypeError: it is neither a collection nor the name of one.
         """
-        if isinstance(collection, str):
-            self.create_collection(collection)
-        elif isinstance(collection, Collection):
-            self.collections[collection.name] = collection
+        if isinstance(arg, str):
+            self.create_collection(arg)
+        elif isinstance(arg, Collection):
+            self.collections[arg.name] = arg
         else:
-            raise SMDebugTypeError(f"collection is {collection!r}; expected a Collection or a name")
+            raise SMDebugTypeError(f"collection is {arg!r}; expected a Collection or a name")
 
     def get(self, name: str, create: bool = True) -> Collection:
         """The collection of that name, made if it is new and ``create`` says so.
@@ -224,26 +224,26 @@ class CollectionManager:
         (folder / filename).write_text(json.dumps(self.to_json_dict()), encoding="utf-8")
 
     @classmethod
-    def load(cls, filename: str) -> CollectionManager:
-        """From such a file.
+    def load(cls, filename: str, collection_class: type[Collection] = Collection) -> CollectionManager:
+        """From such a file; ``collection_class`` is what its entries become.
 
         Raises:
             SMDebugValueError: it holds something else.
         """
-        return cls.load_from_string(Path(filename).read_text(encoding="utf-8"))
+        return cls.load_from_string(Path(filename).read_text(encoding="utf-8"), collection_class)
 
     @classmethod
-    def load_from_string(cls, text: str) -> CollectionManager:
+    def load_from_string(cls, s: str, collection_class: type[Collection] = Collection) -> CollectionManager:
         """From what it holds.
 
         Raises:
             SMDebugValueError: it holds something else.
         """
-        content = json.loads(text)
+        content = json.loads(s)
         if not isinstance(content, dict) or not content.keys() <= {"collections", "_meta"}:
-            raise SMDebugValueError(f"collections are {text!r:.80}; expected an object of 'collections' and '_meta'")
+            raise SMDebugValueError(f"collections are {s!r:.80}; expected an object of 'collections' and '_meta'")
         manager = cls(create_default=False)
         for name, entry in (content.get("collections") or {}).items():
-            manager.collections[name] = Collection.from_dict({"name": name, **entry})
+            manager.collections[name] = collection_class.from_dict({"name": name, **entry})
         manager.update_meta(content.get("_meta") or {})
         return manager

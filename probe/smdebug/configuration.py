@@ -43,10 +43,11 @@ class SaveConfigMode(schedule.SaveConfigMode):
             raise SMDebugValueError(str(error)) from None
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SaveConfigMode:
-        """From its JSON object; other keys are ignored."""
+    def from_dict(cls, params: Mapping[str, Any], default_values: Mapping[str, Any] | None = None) -> SaveConfigMode:
+        """From its JSON object, above what is given by default; other keys are ignored."""
         known = ("save_interval", "start_step", "end_step", "save_steps")
-        return cls(**{key: values[key] for key in known if key in values})
+        given = {**(default_values or {}), **params}
+        return cls(**{key: given[key] for key in known if key in given})
 
     def to_json_dict(self) -> dict[str, Any]:
         """Its JSON object."""
@@ -89,46 +90,49 @@ class SaveConfig(schedule.SaveConfig):
         super().__init__({mode: config for mode, config in by_mode.items() if config is not None})
 
     @classmethod
-    def parse(cls, value: Any) -> SaveConfig:
+    def parse(cls, obj: Any) -> SaveConfig:
         """Whatever a hook or a collection takes as its save_config.
 
         Raises:
             SMDebugTypeError: something else.
             SMDebugValueError: a mapping of something else.
         """
-        if value is None:
+        if obj is None:
             return cls()
-        if isinstance(value, SaveConfig):
-            return value
-        if isinstance(value, schedule.SaveConfigMode):
-            return cls.from_save_config_mode(value)
-        if not isinstance(value, Mapping):
-            raise SMDebugTypeError(f"save_config is {value!r}; expected a SaveConfig, a SaveConfigMode or a mapping")
-        return cls(value)
+        if isinstance(obj, SaveConfig):
+            return obj
+        if isinstance(obj, schedule.SaveConfigMode):
+            return cls.from_save_config_mode(obj)
+        if not isinstance(obj, Mapping):
+            raise SMDebugTypeError(f"save_config is {obj!r}; expected a SaveConfig, a SaveConfigMode or a mapping")
+        return cls(obj)
 
     @classmethod
-    def from_save_config_mode(cls, config: schedule.SaveConfigMode) -> SaveConfig:
+    def from_save_config_mode(cls, save_config_mode: schedule.SaveConfigMode) -> SaveConfig:
         """The same schedule for all modes."""
-        return cls({mode: config for mode in ModeKeys})
+        return cls({mode: save_config_mode for mode in ModeKeys})
 
-    def set_save_config(self, mode: ModeKeys, config: schedule.SaveConfigMode) -> None:
+    def set_save_config(self, mode: ModeKeys, save_config_mode: schedule.SaveConfigMode) -> None:
         """Give one mode another schedule."""
-        self._by_mode[mode] = config
+        self._by_mode[mode] = save_config_mode
 
-    def merge_default_save_config(self, default: SaveConfig) -> None:
+    def merge_default_save_config(self, default_save_config: SaveConfig) -> None:
         """Take the schedules of modes that have none from another configuration."""
         for mode in ModeKeys:
-            self._by_mode.setdefault(mode, default.get_save_config(mode) or SaveConfigMode())
+            self._by_mode.setdefault(mode, default_save_config.get_save_config(mode) or SaveConfigMode())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], default_save_modes: Any = None) -> SaveConfig:
-        """From its JSON object; modes that it leaves out stay open, whatever the default is."""
-        return cls(values)
+    def from_dict(cls, params: Mapping[str, Any], default_values: Any = None) -> SaveConfig:
+        """From its JSON object; modes that it leaves out stay open, keys that a mode leaves out are the default's."""
+        by_mode = params.items()
+        return cls(
+            {mode: SaveConfigMode.from_dict(c, default_values) if isinstance(c, Mapping) else c for mode, c in by_mode}
+        )
 
     @classmethod
-    def from_json(cls, text: str) -> SaveConfig:
+    def from_json(cls, json_str: str) -> SaveConfig:
         """From its JSON."""
-        return cls(json.loads(text))
+        return cls(json.loads(json_str))
 
     def to_json_dict(self) -> dict[str, Any]:
         """Its JSON object: schedules by name of the mode, null where a mode has none."""
@@ -181,22 +185,22 @@ class ReductionConfig(reductions.ReductionConfig):
         return [*self.reductions, *self.norms, *magnitudes]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ReductionConfig:
+    def from_dict(cls, params: Mapping[str, Any]) -> ReductionConfig:
         """From its JSON object, in which reductions are one text: ``mean,l2_norm,abs_max,abs_l1_norm``."""
         listed: dict[str, list[str]] = {"reductions": [], "abs_reductions": [], "norms": [], "abs_norms": []}
-        for word in str(values.get("reductions") or "").split(","):
+        for word in str(params.get("reductions") or "").split(","):
             name = word.strip()
             if name:
                 kind = "norms" if name.removesuffix("_norm").removeprefix("abs_") in ("l1", "l2") else "reductions"
                 plain = name.removeprefix("abs_").removesuffix("_norm")
                 listed[f"abs_{kind}" if name.startswith("abs_") else kind].append(plain)
-        raw, shape = (bool(values.get(name)) for name in ("save_raw_tensor", "save_shape"))
+        raw, shape = (bool(params.get(name)) for name in ("save_raw_tensor", "save_shape"))
         return cls(**listed, save_raw_tensor=raw, save_shape=shape)
 
     @classmethod
-    def from_json(cls, text: str) -> ReductionConfig:
+    def from_json(cls, json_str: str) -> ReductionConfig:
         """From its JSON."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(json.loads(json_str))
 
     def to_json_dict(self) -> dict[str, Any]:
         """Its JSON object."""

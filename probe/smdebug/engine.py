@@ -67,6 +67,7 @@ class Engine(hook.Hook):
         self._waiting_scalars: dict[str, float] = {}
         self._waiting_tensors: dict[str, tuple[torch.Tensor, str]] = {}
         self._seen: set[str] = set()
+        self._found: set[str] = set()
         self.mode_steps: dict[ModeKeys, int] = {}
         self._default_schedule = save_config
         super().__init__(
@@ -113,6 +114,10 @@ class Engine(hook.Hook):
     def save_tensor(self, name: str, value: torch.Tensor, collection: str) -> None:  # type: ignore[override]
         """Keep a tensor until something of a saved step is seen, and save it whole then."""
         self._waiting_tensors[name] = (value.detach().clone(), collection)
+
+    def flush(self) -> None:
+        """Return when every step that has ended is on disk."""
+        self._writer.flush()
 
     def close(self, status: str = "finished", reason: str = "") -> None:
         """Write out everything; numbers that wait for a step to be saved go with the last."""
@@ -168,6 +173,10 @@ class Engine(hook.Hook):
         if record.due and name not in self._seen:
             self._seen.add(name)
             self._tensors.see_tensor(record, name, tensor.detach(), origin)
+            if name not in self._found:
+                self._found.add(name)
+                for membership in self._tensors.memberships(name, origin):
+                    self._manager.get(membership).tensor_names.add(name)
 
     def _flush_tensors(self) -> None:
         record = self._steps.record
@@ -236,7 +245,7 @@ class _Recorder(TensorRecorder):
             self._wanted[name] = self._configured(member.collections)
         reductions, shape = self._wanted[name]
         for reduction in reductions:
-            value = _reduce(tensor, reduction)
+            value = reduce(tensor, reduction)
             if value is None:
                 self._note(f"{reduction} of {name} is not saved: it is not defined for {tensor.dtype}")
             else:
@@ -244,6 +253,10 @@ class _Recorder(TensorRecorder):
         if shape:
             size = np.array(tensor.shape, np.float64)
             record.add_derived(name, SHAPE_QUANTITY, lambda: size)
+
+    def memberships(self, name: str, origin: Origin) -> Sequence[str]:
+        """Names of the collections that a tensor is in."""
+        return self._members(name, origin).collections
 
     def see_whole(self, record: OpenRecord, name: str, tensor: torch.Tensor, collection: str | None) -> None:
         """A tensor of the script's own, saved whole whatever is configured."""
@@ -267,7 +280,7 @@ class _Recorder(TensorRecorder):
         return list(reductions), shape
 
 
-def _reduce(tensor: torch.Tensor, name: str) -> torch.Tensor | None:
+def reduce(tensor: torch.Tensor, name: str) -> torch.Tensor | None:
     """A reduction as smdebug makes it when it saves: deviations over n - 1, norms of all entries."""
     if tensor.numel() < 2 and name.removeprefix("abs_") in ("std", "variance"):
         return torch.tensor(torch.nan)  # as torch has it, without its warning

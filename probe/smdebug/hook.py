@@ -16,7 +16,7 @@ from torch import nn
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug.collection import Collection, CollectionManager
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
-from stepwatch.probe.smdebug.engine import Engine
+from stepwatch.probe.smdebug.engine import Engine, reduce
 from stepwatch.probe.smdebug.errors import (
     SMDebugError,
     SMDebugRuntimeError,
@@ -35,7 +35,8 @@ class Hook:
 
     Args:
         out_dir: directory of the run; on SageMaker ``/opt/ml/output/tensors`` by default.
-        export_tensorboard, tensorboard_dir: not done; the log says so.
+        export_tensorboard, tensorboard_dir: where files for TensorBoard would be; they are not written, and the log
+            says so.
         dry_run: nothing is recorded.
         reduction_config: what is saved of tensors; whole ones by default.
         save_config: which steps are saved; every 500th by default.
@@ -67,7 +68,8 @@ class Hook:
             raise RuntimeError("out_dir is None; expected the directory to record into")
         self.out_dir = str(out_dir or DEFAULT_OUT_DIR)
         self.dry_run = dry_run
-        self.tensorboard_dir = tensorboard_dir
+        by_default = os.path.join(self.out_dir, "tensorboard") if export_tensorboard else None
+        self.tensorboard_dir = tensorboard_dir or by_default
         self.save_all = save_all
         self.save_config = SaveConfig.parse(save_config)
         self.reduction_config = reduction_config or ReductionConfig(save_raw_tensor=True)
@@ -203,6 +205,11 @@ class Hook:
         if self._engine:
             self._engine.close()
 
+    def flush(self) -> None:
+        """Write out every step that has ended, so that a trial of the run finds them at once, as in smdebug."""
+        if self._engine:
+            self._engine.flush()
+
     def _cleanup(self) -> None:
         self.close()
 
@@ -281,6 +288,23 @@ class Hook:
 
     def record_trace_events(self, timestamp: float, **event: Any) -> None:
         """Nothing: the run has the times of steps by itself."""
+
+
+BaseHook = CallbackHook = Hook
+"""What hooks of several frameworks share in smdebug; here there is one."""
+
+
+def get_reduction_of_data(reduction_name: str, tensor_data: Any, tensor_name: str, abs: bool = False) -> Any:
+    """A reduction of a tensor, as it is saved: deviations over n - 1, norms of all entries.
+
+    Raises:
+        SMDebugError: there is no such reduction.
+    """
+    tensor = tensor_data if isinstance(tensor_data, torch.Tensor) else torch.as_tensor(tensor_data)
+    try:
+        return reduce(tensor, f"abs_{reduction_name}" if abs else reduction_name)
+    except KeyError:
+        raise SMDebugError(f"reduction of {tensor_name} is {reduction_name!r}; expected one of smdebug's") from None
 
 
 def get_hook(json_config_path: str | None = None, create_if_not_exists: bool = False) -> Hook | None:

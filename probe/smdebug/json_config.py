@@ -17,6 +17,9 @@ PATH_VARIABLE = "SMDEBUG_CONFIG_FILE_PATH"
 DEFAULT_PATH = "/opt/ml/input/config/debughookconfig.json"
 DEFAULT_OUT_DIR = "/opt/ml/output/tensors"
 
+TENSORBOARD_VARIABLE = "TENSORBOARD_CONFIG_FILE_PATH"
+DEFAULT_TENSORBOARD_PATH = "/opt/ml/input/config/tensorboardoutputconfig.json"
+
 _STEP_KEYS = ("save_interval", "start_step", "end_step", "save_steps")
 
 
@@ -56,7 +59,11 @@ def arguments_of(content: Mapping[str, Any], what: str) -> dict[str, Any]:
         parameters = _object(entry.get("CollectionParameters") or {}, f"{what}: CollectionParameters of {name}")
         names.append(str(name))
         _configure(f"{what}: CollectionParameters of {name}", manager.get(str(name)), hook, parameters)
+    in_job = "TRAINING_JOB_NAME" in os.environ
+    tensorboard = tensorboard_directory() if in_job else hook.get("tensorboard_dir")
     return {
+        "export_tensorboard": bool(tensorboard) if in_job else _flag(hook.get("export_tensorboard", False)),
+        "tensorboard_dir": tensorboard,
         "out_dir": content.get("LocalPath") or DEFAULT_OUT_DIR,
         "save_config": save_config,
         "reduction_config": _reductions(hook),
@@ -65,6 +72,13 @@ def arguments_of(content: Mapping[str, Any], what: str) -> dict[str, Any]:
         "save_all": _flag(hook.get("save_all", False)),
         "include_workers": str(hook.get("include_workers", "one")),
     }
+
+
+def tensorboard_directory() -> str | None:
+    """Directory for TensorBoard that SageMaker's file names, or None."""
+    file = Path(os.environ.get(TENSORBOARD_VARIABLE) or DEFAULT_TENSORBOARD_PATH)
+    found = _read(file).get("LocalPath") if file.is_file() else None
+    return None if found is None else str(found)
 
 
 def _configure(what: str, collection: Collection, hook: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
 def no_refresh(trials: Any) -> Iterator[Any]:
-    """For the length of a block trials stay as they are; queries here are cheap enough not to need it."""
-    yield trials
+    """For the length of a block a trial, or a list of trials, stays as it is, whatever is recorded meanwhile."""
+    with _dynamic(trials, False):
+        yield trials
 
 
 @contextlib.contextmanager
 def refresh(trials: Any) -> Iterator[Any]:
-    """For the length of a block every query takes what is new, as it always does here."""
-    yield trials
+    """For the length of a block queries take what is new, as they do unless :func:`no_refresh` says otherwise."""
+    with _dynamic(trials, True):
+        yield trials
 
 
-def parse_bool(value: Any, default: bool) -> Any:
+@contextlib.contextmanager
+def _dynamic(trials: Any, wanted: bool) -> Iterator[None]:
+    every = list(trials) if isinstance(trials, (list, tuple, set)) else [trials]
+    before = [trial.dynamic_refresh for trial in every]
+    for trial in every:
+        trial.dynamic_refresh = wanted
+    try:
+        yield
+    finally:
+        for trial, was in zip(every, before, strict=True):
+            trial.dynamic_refresh = was
+
+
+def parse_bool(arg: Any, default: bool) -> Any:
     """A flag that SageMaker's configuration spells as text; ``default`` for None, and what is no text as it is.
 
     Raises:
         ValueError: a text that is neither.
     """
-    if not isinstance(value, str):
-        return default if value is None else value
-    if value.lower() not in ("true", "false"):
-        raise ValueError(f"flag is {value!r}; expected true or false")
-    return value.lower() == "true"
+    if not isinstance(arg, str):
+        return default if arg is None else arg
+    if arg.lower() not in ("true", "false"):
+        raise ValueError(f"flag is {arg!r}; expected true or false")
+    return arg.lower() == "true"
 
 
-def parse_list_from_str(value: str | list[str] | None, delimiter: str = ",") -> list[str]:
+def parse_list_from_str(arg: str | list[str] | None, delimiter: str = ",") -> list[str]:
     """A list that SageMaker's configuration spells as text; blanks stay, as they do in smdebug."""
-    if value is None:
+    if arg is None:
         return []
-    return value.split(delimiter) if isinstance(value, str) else value
-
-
-def get_logger(name: str = "smdebug") -> logging.Logger:
-    """Our logger."""
-    return logging.getLogger("stepwatch")
+    return arg.split(delimiter) if isinstance(arg, str) else arg

@@ -9,6 +9,8 @@ _CORE = "stepwatch.rules.smdebug.core"
 _ACCESS, _LOCATIONS, _WRITING = f"{_CORE}.access", f"{_CORE}.locations", f"{_CORE}.writing"
 _UTILS, _CONSTANTS, _FILES = f"{_CORE}.utils", f"{_CORE}.constants", f"{_CORE}.configuration"
 _MANAGERS = f"{_CORE}.managers"
+_LOGGER, _GUARDING, _JOB = f"{_CORE}.logger", f"{_CORE}.guarding", f"{_CORE}.job"
+_SIMULATION = f"{_CORE}.simulation"
 _PROFILING = "stepwatch.rules.smdebug.profiling"
 _READING = "stepwatch.rules.smdebug.profiler_trial"
 _RULES = "stepwatch.rules.smdebug.rule"
@@ -68,19 +70,27 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.core.config_constants": {_CONSTANTS: "*"},
     "smdebug.core.hook_utils": {_FILES: "verify_and_get_out_dir get_tensorboard_dir"},
     "smdebug.core.json_config": {
-        _FILES: "create_hook_from_json_config get_include_collections get_json_config_as_dict"
-        " get_node_id_from_resource_config parse_save_config_dict parse_save_config_modes_dict",
-        _CONSTANTS: "CONFIG_FILE_PATH_ENV_STR DEFAULT_CONFIG_FILE_PATH DEFAULT_SAGEMAKER_OUTDIR"
-        " DEFAULT_RESOURCE_CONFIG_FILE DEFAULT_WORKER_NAME TENSORBOARD_CONFIG_FILE_PATH_ENV_STR",
+        _FILES: "add_collections_to_manager collect_hook_config_params create_hook_from_json_config"
+        " get_include_collections get_json_config_as_dict get_node_id_from_resource_config"
+        " get_tensorboard_dir_from_json_config is_sagemaker_job parse_save_config_dict parse_save_config_modes_dict",
+        _CONSTANTS: "CONFIG_COLLECTION_CONFIG_KEY CONFIG_COLLECTION_NAME_KEY CONFIG_COLLECTION_PARAMS_KEY"
+        " CONFIG_FILE_PATH_ENV_STR CONFIG_HOOK_PARAMS_KEY CONFIG_INCLUDE_REGEX_KEY CONFIG_INCLUDE_WORKERS_KEY"
+        " CONFIG_OUTDIR_KEY CONFIG_RDN_CFG_KEY CONFIG_REDUCTION_CONFIGS_KEY CONFIG_SAVE_ALL_KEY CONFIG_SAVE_CONFIGS_KEY"
+        " DEFAULT_CONFIG_FILE_PATH DEFAULT_RESOURCE_CONFIG_FILE DEFAULT_SAGEMAKER_OUTDIR"
+        " DEFAULT_SAGEMAKER_TENSORBOARD_PATH DEFAULT_WORKER_NAME EXPORT_TENSORBOARD_KEY"
+        " TENSORBOARD_CONFIG_FILE_PATH_ENV_STR TENSORBOARD_DIR_KEY",
+        _HELPERS: "parse_bool",
+        _UTILS: "merge_two_dicts split",
     },
     "smdebug.core.locations": {
         _LOCATIONS: "EventFileLocation IndexFileLocationUtils TensorFileLocation TensorLocation TensorShape"
         " TensorboardFileLocation TraceFileLocation",
-        _CONSTANTS: "STEP_NUMBER_FORMATTING_LENGTH",
+        _CONSTANTS: "STEP_NUMBER_FORMATTING_LENGTH CONVERT_TO_MICROSECS DEFAULT_PREFIX MERGEDTIMELINE_SUFFIX"
+        " PYTHONTIMELINE_SUFFIX TRACE_DIRECTORY_FORMAT",
     },
     "smdebug.core.modes": {
         "stepwatch.probe.mode_keys": "ModeKeys",
-        _CONSTANTS: "ALLOWED_MODES ALLOWED_MODE_NAMES MODE_STEP_PLUGIN_NAME MODE_PLUGIN_NAME",
+        _CONSTANTS: "ALLOWED_MODES ALLOWED_MODE_NAMES MODE_STEP_PLUGIN_NAME MODE_PLUGIN_NAME str_to_mode_keys",
     },
     "smdebug.core.reader": {_WRITING: "FileReader"},
     "smdebug.core.reductions": {
@@ -90,12 +100,29 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "smdebug.core.s3_utils": {_ACCESS: "list_s3_objects S3Handler ListRequest"},
     "smdebug.core.sagemaker_utils": {_FILES: "is_sagemaker_job"},
-    "smdebug.core.utils": {_UTILS: "*", _FILES: "get_node_id_from_resource_config"},
+    "smdebug.core.utils": {
+        _UTILS: "*",
+        _FILES: "get_node_id_from_resource_config",
+        _GUARDING: "error_handling_agent",
+        _JOB: "check_smdataparallel_env check_smmodelparallel_training is_framework_version_supported",
+        _LOGGER: "get_logger",
+        _SIMULATION: "SagemakerSimulator ScriptSimulator",
+        _CONSTANTS: "CLAIM_FILENAME CONFIG_FILE_PATH_ENV_STR DEFAULT_SAGEMAKER_OUTDIR"
+        " DEFAULT_SAGEMAKER_TENSORBOARD_PATH PAPERMILL_EXECUTION_ENV_VAR TENSORBOARD_CONFIG_FILE_PATH_ENV_STR",
+    },
+    "smdebug.core.error_handling_agent": {_GUARDING: "BASE_ERROR_MESSAGE ErrorHandlingAgent"},
+    "smdebug.core.config_validator": {
+        _JOB: "ConfigValidator get_config_validator reset_config_validator is_framework_version_supported",
+        _UTILS: "FRAMEWORK",
+    },
+    "smdebug.core.index_reader": {f"{_CORE}.index_files": "ReadIndexFilesCache"},
     "smdebug.core.writer": {_WRITING: "FileWriter"},
     "smdebug.core.collection": {
         _COLLECTIONS: "Collection CollectionKeys SCALAR_COLLECTIONS",
         _CONSTANTS: "SUMMARIES_COLLECTIONS SM_METRIC_COLLECTIONS NON_REDUCTION_COLLECTIONS"
-        " NON_HISTOGRAM_COLLECTIONS DEFAULT_PYTORCH_COLLECTIONS",
+        " NON_HISTOGRAM_COLLECTIONS DEFAULT_PYTORCH_COLLECTIONS DEFAULT_MXNET_COLLECTIONS DEFAULT_TF_COLLECTIONS"
+        " DEFAULT_XGBOOST_COLLECTIONS",
+        _SAVING: "ReductionConfig SaveConfig SaveConfigMode",
     },
     "smdebug.core.collection_manager": {_COLLECTIONS: "Collection", _MANAGERS: "CollectionManager"},
     "smdebug.core.save_config": {
@@ -108,7 +135,10 @@ MODULES: dict[str, dict[str, str]] = {
         _CONSTANTS: "ALLOWED_REDUCTIONS ALLOWED_NORMS REDUCTION_CONFIG_VERSION_NUM",
     },
     "smdebug.core.tensor": {"stepwatch.rules.trial": "StepState", "stepwatch.rules.tensor": "Tensor"},
-    "smdebug.core.logger": {_HELPERS: "get_logger"},
+    "smdebug.core.logger": {
+        _LOGGER: "DuplicateLogFilter MaxLevelFilter get_logger",
+        _CONSTANTS: "LOG_DUPLICATION_THRESHOLD",
+    },
     "smdebug.profiler": {
         _PROFILING: "HorovodProfilerEvents ProfilerSystemEvents SMDataParallelProfilerEvents SMProfilerEvents"
         " SystemProfilerEventParser TraceEvent TraceEventParser",
@@ -134,17 +164,34 @@ MODULES: dict[str, dict[str, str]] = {
         " get_utctimestamp_us_since_epoch_from_system_profiler_file",
     },
     "smdebug.pytorch": {**_CONFIGURATION, _TRIALS: "create_trial"},
-    "smdebug.pytorch.hook": {},
+    "smdebug.pytorch.hook": {
+        _COLLECTIONS: "CollectionKeys CollectionManager",
+        _CONSTANTS: "DEFAULT_PYTORCH_COLLECTIONS DEFAULT_WORKER_NAME",
+        _UTILS: "FRAMEWORK make_numpy_array",
+        _EXCEPTIONS: "SMDebugError",
+    },
     "smdebug.pytorch.singleton_utils": {},
-    "smdebug.pytorch.collection": {_COLLECTIONS: "Collection CollectionManager"},
+    "smdebug.pytorch.collection": {
+        _COLLECTIONS: "Collection CollectionKeys CollectionManager",
+        _CONSTANTS: "DEFAULT_PYTORCH_COLLECTIONS",
+    },
+    "smdebug.pytorch.utils": {
+        _CONSTANTS: "ALLOWED_NORMS ALLOWED_REDUCTIONS",
+        _JOB: "is_current_version_supported",
+    },
+    "smdebug.core.hook": {_CONSTANTS: "DEFAULT_SAVED_COLLECTIONS DEFAULT_WORKER_NAME"},
+    "smdebug.core.singleton_utils": {},
 }
 """Module of smdebug -> module of ours -> the names taken from there; ``*``: its public ones."""
 
 
 LATER: dict[str, dict[str, str]] = {
     "smdebug.pytorch": {_HOOK: "Hook get_hook set_hook del_hook"},
-    "smdebug.pytorch.hook": {_HOOK: "Hook"},
+    "smdebug.pytorch.hook": {_HOOK: "Hook set_hook"},
     "smdebug.pytorch.singleton_utils": {_HOOK: "get_hook set_hook del_hook"},
+    "smdebug.pytorch.utils": {_HOOK: "get_reduction_of_data"},
+    "smdebug.core.hook": {_HOOK: "BaseHook CallbackHook"},
+    "smdebug.core.singleton_utils": {_HOOK: "set_hook del_hook"},
 }
 """The same for names that are taken when they are first asked for, because they need torch."""
 
@@ -156,7 +203,8 @@ def attributes(module: str) -> dict[str, Any]:
         ours = importlib.import_module(source)
         public = [name for name in vars(ours) if not name.startswith("_")] if names == "*" else names.split()
         found.update({name: getattr(ours, name) for name in public})
-    return found
+    later = [name for names in LATER.get(module, {}).values() for name in names.split()]
+    return {**found, "__all__": [*found, *later]}
 
 
 def later_attribute(module: str, name: str) -> Any:

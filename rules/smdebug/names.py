@@ -17,6 +17,7 @@ class TrialNames:
     """More names of a trial."""
 
     dynamic_refresh = True
+    """Whether queries look for what was recorded meanwhile."""
 
     if TYPE_CHECKING:  # what the trial itself has
         tensor_names: Callable[..., list[str]]

@@ -6,6 +6,8 @@ tensor in the tensor's own type, and norms of matrices are those of matrices.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.smdebug import collection as smdebug
 from stepwatch.probe.smdebug.errors import SMDebugValueError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
@@ -22,12 +25,15 @@ from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMD
 from stepwatch.probe.store.smdebug.directory import IndexedStep, SMDebugDirectory, reduction_dtype
 from stepwatch.rules.bulk import Series
 from stepwatch.rules.exceptions import MissingCollectionFiles
+from stepwatch.rules.smdebug.core.locations import IndexFileLocationUtils
+from stepwatch.rules.smdebug.core.utils import serialize_tf_device
 from stepwatch.rules.step import Stats, Step, TensorSet
 from stepwatch.rules.tensor import Array
 from stepwatch.rules.trial import Range, TraceTrial, Trial
 
 _NUMPY_NAMES = {"variance": "var"}
 _ORDERS = {"l1": 1, "l2": 2}
+_WINDOW_VARIABLE, _WINDOW = "SMDEBUG_INCOMPLETE_STEP_WAIT_WINDOW", 1000
 _REDUCTIONS = ("min", "max", "mean", "median", "std", "variance", "sum", "prod")
 
 
@@ -35,6 +41,7 @@ class _AsSaved(Trial):
     """Answers by what smdebug saved."""
 
     _described: dict[str, Collection]
+    _kept: dict[str, smdebug.Collection]
 
     def saved_reductions(self, name: str, step: Step) -> dict[tuple[str, bool], Any]:
         """Reductions that were saved of a tensor at a step."""
@@ -78,17 +85,23 @@ class _AsSaved(Trial):
         """Global step of a step of a mode, or None; in mode GLOBAL the step itself, recorded or not."""
         return mode_step if mode is ModeKeys.GLOBAL else super().global_step(mode, mode_step)
 
+    def _members(self, names: Iterable[str], collection: str) -> list[str]:
+        wanted, known = self.collection(collection), self.recorded.collections_of
+        return [name for name in names if wanted.matches(name) or collection in known(name)]
+
     def collections(self) -> dict[str, Collection]:
-        """Collections as smdebug described them, with the tensors that were found in each."""
+        """Collections as smdebug described them, with the tensors that were found in each; they may be added to."""
         found = super().collections()
-        return {
-            name: Collection(
-                name,
-                list(described.include_regex),
-                described.tensor_names | (found[name].tensor_names if name in found else set()),
-            )
-            for name, described in self._described.items()
-        }
+        for name in self._described:
+            self.collection(name).tensor_names |= found[name].tensor_names if name in found else set()
+        return dict(self._kept)
+
+    def collection(self, name: str) -> smdebug.Collection:
+        """The collection of that name, made where there is none."""
+        if name not in self._kept:
+            described = self._described.get(name) or Collection(name)
+            self._kept[name] = smdebug.Collection(name, list(described.include_regex), set(described.tensor_names))
+        return self._kept[name]
 
 
 class SMDebugTrial(_AsSaved):
@@ -110,16 +123,22 @@ class SMDebugTrial(_AsSaved):
         self._directory = directory
         self._ended = False
         self._described = {}
+        self._kept = {}
         self._sets: dict[tuple[str, ...], TensorSet] = {}
         self._waiting: dict[int, dict[str, IndexedStep]] = {}
         self._complete: dict[tuple[int, str], IndexedStep] = {}
         self._workers: list[str] = []
-        self._last_complete = -1
+        self._last_complete = self._last_full = -1
+        self._window = int(os.environ.get(_WINDOW_VARIABLE, _WINDOW))
         self.refresh()
 
     def refresh(self) -> None:
-        """Take what was saved meanwhile: steps that all workers have saved, or that no worker will any more."""
-        if self._ended:
+        """Take what was saved meanwhile: steps that all workers have saved, or that no worker will any more.
+
+        Those are, as in smdebug, steps before one that all have saved, all steps of a job that has ended, and the
+        oldest of more incomplete ones than ``SMDEBUG_INCOMPLETE_STEP_WAIT_WINDOW`` says.
+        """
+        if self._ended or not self.dynamic_refresh:
             return
         ended = self._directory.ended
         if not self._described:
@@ -129,8 +148,11 @@ class SMDebugTrial(_AsSaved):
             if (first is None or indexed.step >= first) and (end is None or indexed.step < end):
                 self._waiting.setdefault(indexed.step, {})[indexed.worker] = indexed
         expected = self._directory.workers()
-        full = [n for n, parts in self._waiting.items() if ended or (expected and len(parts) >= expected)]
-        self._last_complete = max([self._last_complete, *full])
+        full = [n for n, parts in self._waiting.items() if expected and len(parts) >= expected]
+        self._last_full = max([self._last_full, *full])
+        self._last_complete = max([self._last_complete, *(self._waiting if ended else full)])
+        while self._window > 1 and self._seen - (self._last_complete + 1) > self._window:
+            self._last_full = self._last_complete = self._last_complete + self._window // 2
         for number in sorted(self._waiting):
             if number <= self._last_complete:
                 for worker, indexed in sorted(self._waiting.pop(number).items()):
@@ -159,13 +181,41 @@ class SMDebugTrial(_AsSaved):
         self.refresh()
         return self._ended
 
+    @property
+    def _seen(self) -> int:
+        """How many steps there are, complete or not."""
+        return len({*self._waiting, *self.recorded.numbers(ModeKeys.GLOBAL)})
+
+    @property
+    def last_complete_step(self) -> int:
+        """The last global step that all workers have saved, or that will not change any more; -1 without any."""
+        self.refresh()
+        return self._last_complete
+
+    @property
+    def last_index_token(self) -> str | None:
+        """Path of the index file of the last worker at the last step that all workers have saved; None without one."""
+        self.refresh()
+        workers = self.workers()
+        if self._last_full < 0 or not workers:
+            return None
+        return IndexFileLocationUtils.get_index_key_for_step(
+            self.path, self._last_full, serialize_tf_device(workers[-1])
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers write, as they say; 0 until one has said it."""
+        return self._directory.workers() or 0
+
     def worker(self, rank: int) -> str:
         """Name of the worker of that rank."""
         return self._workers[rank]
 
     def workers(self) -> list[str]:
-        """Names of the workers, sorted."""
-        return sorted(super().workers())
+        """Names of the workers that have described their collections, or else have saved something; sorted."""
+        self.refresh()
+        return sorted(self._directory.worker_names() or self._workers)
 
     def steps(self, mode: ModeKeys = ModeKeys.GLOBAL, show_incomplete_steps: bool = False) -> list[int]:
         """Steps of the mode, ascending; with those that not all workers have saved yet, if wanted."""
@@ -212,12 +262,19 @@ class ImportedTrial(_AsSaved, TraceTrial):
         super().__init__(trace, name, range_steps)
         known = trace.info.config[SMDEBUG_CONFIG]
         self._workers = known["workers"]
+        self._kept = {}
         self._described = {
             each: Collection(each, list(entry["include_regex"]), set(entry["tensor_names"]))
             for each, entry in known["collections"].items()
         }
         self._infos: dict[str, TensorInfo] = {}
         self._sets: dict[tuple[str, ...], TensorSet] = {}
+
+    def refresh(self) -> None:
+        """Take what was recorded meanwhile; of a hook of this process every step that has ended, as in smdebug."""
+        if not self._complete and self.dynamic_refresh:
+            _write_out(self.trace.path)
+        super().refresh()
 
     def _take(self, steps: Iterable[Step]) -> None:
         super()._take(saved for step in steps if (saved := self._as_saved(step)) is not None)
@@ -270,6 +327,13 @@ def open_trial(path: Path, name: str, range_steps: Range | None) -> Trial:
     if directory.ended and directory.workers() is None:
         raise MissingCollectionFiles(f"{path}: the job ended and left no description of its collections")
     return SMDebugTrial(directory, name, range_steps)
+
+
+def _write_out(path: Path) -> None:
+    hooks = sys.modules.get("stepwatch.probe.smdebug.hook")  # a hook is there only where its module is, with torch
+    hook = hooks.get_hook() if hooks else None
+    if hook is not None and Path(hook.out_dir).expanduser().absolute() == path.absolute():
+        hook.flush()
 
 
 def _is_saved(quantity: str) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import boto3
@@ -213,3 +216,138 @@ def test_what_a_hook_says_of_the_open_step(tmp_path: Path) -> None:
     finally:
         hook.close()
         smd.del_hook()
+
+
+def test_a_trial_of_the_job_that_runs_here_has_every_step_that_ended(tmp_path: Path) -> None:
+    import smdebug.pytorch as smd
+    import torch
+    from smdebug.trials import create_trial
+
+    model = torch.nn.Linear(2, 1)
+    hook = smd.Hook(str(tmp_path / "run"), save_config=smd.SaveConfig(save_interval=1), include_collections=["weights"])
+    try:
+        hook.register_module(model)
+        trial = None
+        for step in range(4):
+            model(torch.zeros(1, 2)).sum().backward()
+            trial = trial or create_trial(str(tmp_path / "run"))
+            assert trial.steps() == list(range(step))
+        hook.close()
+        assert trial is not None and trial.steps() == [0, 1, 2, 3]
+        assert hook.get_collection("weights").tensor_names == {"Linear_weight"}
+    finally:
+        hook.close()
+        smd.del_hook()
+
+
+def test_trials_stay_as_they_are_where_a_rule_wants_it(tmp_path: Path) -> None:
+    from smdebug.analysis.utils import no_refresh, refresh
+    from smdebug.trials import create_trial
+
+    folder = tmp_path / "job"
+    write_steps(folder, [0, 1])
+    trial = create_trial(str(folder))
+    with no_refresh([trial]) as [same]:
+        write_steps(folder, [2])
+        assert same is trial and trial.steps() == [0, 1] == trial.tensor("foo").steps()
+        with refresh(trial):
+            assert trial.steps() == [0, 1, 2]
+        write_steps(folder, [3])
+        assert trial.steps() == [0, 1, 2]
+    assert trial.steps() == [0, 1, 2, 3]
+
+
+def test_collections_of_a_trial_can_be_added_to(tmp_path: Path) -> None:
+    from smdebug.trials import create_trial
+
+    folder = tmp_path / "job"
+    write_steps(folder, [0], names=("foo_1", "foo_2", "bar_1", "bar_2"))
+    trial = create_trial(str(folder))
+    trial.collection("mine").include("foo")
+    trial.collection("mine").add_tensor_name("bar_2")
+    trial.collection("mine").add_tensor_name("never")
+    assert trial.tensor_names(collection="mine") == ["bar_2", "foo_1", "foo_2"]
+    assert trial.tensor_names(collection=trial.collection("mine"), step=0) == ["bar_2", "foo_1", "foo_2"]
+    assert trial.tensor_names(collection="default") == ["bar_1", "bar_2", "foo_1", "foo_2"]
+
+
+def test_the_oldest_of_too_many_incomplete_steps_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smdebug.trials import create_trial
+
+    monkeypatch.setenv("SMDEBUG_INCOMPLETE_STEP_WAIT_WINDOW", "4")
+    folder = tmp_path / "job"
+    write_steps(folder, range(8), workers=2)
+    trial = create_trial(str(folder))
+    assert trial.steps() == [0, 1, 2, 3] and trial.last_complete_step == 3 and trial.num_workers == 2
+    assert trial.steps(show_incomplete_steps=True) == list(range(8))
+    assert trial.last_index_token == str(folder / "index" / "000000000" / "000000000003_worker_1.json")
+
+
+def write_steps(folder: Path, steps: Iterable[int], names: tuple[str, ...] = ("foo",), workers: int = 1) -> None:
+    """What the first of some workers saves at some steps, and the collections of all."""
+    from smdebug.core.collection_manager import CollectionManager
+    from smdebug.core.writer import FileWriter
+
+    for worker in range(workers):
+        manager = CollectionManager()
+        manager.get("default").include("foo|bar")
+        manager.set_num_workers(workers)
+        manager.export(str(folder), f"worker_{worker}_collections.json")
+    for step in steps:
+        with FileWriter(str(folder), "worker_0", step) as writer:
+            for name in names:
+                writer.write_tensor(tdata=np.full(2, step, np.float32), tname=name)
+
+
+def test_an_error_ends_the_recording_and_not_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    from smdebug.core.error_handling_agent import BASE_ERROR_MESSAGE
+    from smdebug.core.logger import get_logger
+    from smdebug.core.utils import error_handling_agent
+
+    @error_handling_agent.catch_smdebug_errors(default_return_val=lambda number: -number)
+    def half(number: int) -> int:
+        if number % 2:
+            raise ValueError(f"{number} is odd")
+        return number // 2
+
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(f"{record.getMessage()} {record.exc_info[1]}")  # type: ignore[index,method-assign]
+    get_logger().addHandler(listener)
+    try:
+        assert half(4) == 2 and not error_handling_agent.disable_smdebug
+        assert half(3) == -3 and error_handling_agent.disable_smdebug
+        assert half(4) == -4
+        assert said == [f"{BASE_ERROR_MESSAGE} 3 is odd"]
+    finally:
+        error_handling_agent.disable_smdebug = False
+        get_logger().removeHandler(listener)
+
+
+def test_a_container_is_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import smdebug.pytorch as smd
+    from smdebug.core.utils import SagemakerSimulator, ScriptSimulator
+
+    for name in ("DEFAULT_SAGEMAKER_OUTDIR", "DEFAULT_SAGEMAKER_TENSORBOARD_PATH"):
+        monkeypatch.setattr(f"stepwatch.rules.smdebug.core.simulation.{name}", str(tmp_path / name))
+    contents = json.dumps({"LocalPath": str(tmp_path / "tensors"), "HookParameters": {"save_interval": 7}})
+    with SagemakerSimulator(str(tmp_path / "hook.json"), str(tmp_path / "tb"), json_file_contents=contents) as job:
+        smd.del_hook()
+        hook = smd.get_hook(create_if_not_exists=True)
+        assert hook is not None and hook.tensorboard_dir == job.tensorboard_dir
+        assert hook.save_config.get_save_config(smd.modes.TRAIN).save_interval == 7
+        hook.close()
+        smd.del_hook()
+    assert "TRAINING_JOB_NAME" not in os.environ and not (tmp_path / "hook.json").exists()
+    with ScriptSimulator(str(tmp_path / "script")) as script:
+        hook = smd.Hook(out_dir=script.out_dir, export_tensorboard=True)
+        hook.close()
+        assert hook.tensorboard_dir == os.path.join(script.out_dir, "tensorboard")
+    smd.del_hook()
+    assert not (tmp_path / "script").exists()
+
+
+def test_star_imports_have_the_hook() -> None:
+    names: dict[str, object] = {}
+    exec("from smdebug.pytorch.hook import *\nfrom smdebug.pytorch.collection import *", names)
+    assert {"Hook", "Collection", "CollectionKeys"} <= names.keys()

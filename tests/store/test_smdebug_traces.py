@@ -155,6 +155,7 @@ def test_a_step_waits_for_all_workers(exported: Path) -> None:
     (exported / "training_job_end.ts").unlink()
     collections = exported / "collections" / "000000000" / "worker_0_collections.json"
     collections.write_text(collections.read_text().replace('"num_workers": 1', '"num_workers": 2'))
+    collections.with_name("worker_1_collections.json").write_text(collections.read_text())
     trial = create_trial(exported)
     assert trial.steps() == [] and trial.steps(show_incomplete_steps=True) == [0, 1, 2, 3, 4, 5]
     index = exported / "index" / "000000000"

@@ -160,6 +160,11 @@ class SMDebugDirectory:
         number = meta.get("num_workers") if isinstance(meta, dict) else None
         return number if isinstance(number, int) and number > 0 else None
 
+    def worker_names(self) -> list[str]:
+        """Names of the workers that have described their collections."""
+        matches = (_COLLECTIONS_NAME.match(name) for name in _names(self.path / COLLECTIONS_FOLDER))
+        return [_worker(match[1]) for match in matches if match]
+
     def collections(self) -> dict[str, Collection]:
         """The collections, as the first worker described them.
 

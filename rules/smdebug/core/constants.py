@@ -5,13 +5,25 @@ from __future__ import annotations
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug.collection import BUILT_IN, SCALAR_COLLECTIONS
 from stepwatch.probe.smdebug.configuration import DEFAULT_INTERVAL
-from stepwatch.probe.smdebug.json_config import DEFAULT_OUT_DIR, DEFAULT_PATH, PATH_VARIABLE
+from stepwatch.probe.smdebug.json_config import (
+    DEFAULT_OUT_DIR,
+    DEFAULT_PATH,
+    DEFAULT_TENSORBOARD_PATH,
+    PATH_VARIABLE,
+    TENSORBOARD_VARIABLE,
+)
 from stepwatch.probe.store.smdebug.directory import END_FILE, REDUCTION_PREFIX
 
 ALLOWED_MODES = list(ModeKeys)
 ALLOWED_MODE_NAMES = [mode.name for mode in ModeKeys]
 MODE_STEP_PLUGIN_NAME = "mode_step"
 MODE_PLUGIN_NAME = "mode"
+
+CONVERT_TO_MICROSECS = 1_000_000
+DEFAULT_PREFIX = "framework/pevents"
+MERGEDTIMELINE_SUFFIX = "merged_timeline.json"
+PYTHONTIMELINE_SUFFIX = "pythontimeline.json"
+TRACE_DIRECTORY_FORMAT = "%Y%m%d%H"
 
 ALLOWED_REDUCTIONS = ["min", "max", "mean", "std", "variance", "sum", "prod"]
 ALLOWED_NORMS = ["l1", "l2"]
@@ -28,6 +40,15 @@ SM_METRIC_COLLECTIONS = {"losses", "metrics", "sm_metrics"}
 NON_REDUCTION_COLLECTIONS = SCALAR_COLLECTIONS | SUMMARIES_COLLECTIONS
 NON_HISTOGRAM_COLLECTIONS = NON_REDUCTION_COLLECTIONS
 DEFAULT_PYTORCH_COLLECTIONS = set(BUILT_IN)
+DEFAULT_MXNET_COLLECTIONS = set(BUILT_IN)
+DEFAULT_TF_COLLECTIONS = {
+    *BUILT_IN,
+    *("inputs", "layers", "metrics", "optimizer_variables", "outputs", "sm_metrics"),
+}
+DEFAULT_XGBOOST_COLLECTIONS = {
+    *("all", "default", "hyperparameters", "labels", "predictions", "trees"),
+    *("average_shap", "feature_importance", "full_shap"),
+}
 DEFAULT_SAVED_COLLECTIONS = ["losses"]
 
 CLAIM_FILENAME = "claim.smd"
@@ -42,8 +63,8 @@ DEFAULT_CONFIG_FILE_PATH = DEFAULT_PATH
 DEFAULT_SAGEMAKER_OUTDIR = DEFAULT_OUT_DIR
 DEFAULT_RESOURCE_CONFIG_FILE = "/opt/ml/input/config/resourceconfig.json"
 DEFAULT_SAGEMAKER_METRICS_PATH = "SAGEMAKER_METRICS_DIRECTORY"
-TENSORBOARD_CONFIG_FILE_PATH_ENV_STR = "TENSORBOARD_CONFIG_FILE_PATH"
-DEFAULT_SAGEMAKER_TENSORBOARD_PATH = "/opt/ml/input/config/tensorboardoutputconfig.json"
+TENSORBOARD_CONFIG_FILE_PATH_ENV_STR = TENSORBOARD_VARIABLE
+DEFAULT_SAGEMAKER_TENSORBOARD_PATH = DEFAULT_TENSORBOARD_PATH
 CHECKPOINT_CONFIG_FILE_PATH_ENV_VAR = "CHECKPOINT_CONFIG_FILE_PATH"
 CHECKPOINT_DIR_KEY = "LocalPath"
 DEFAULT_CHECKPOINT_CONFIG_FILE = "/opt/ml/input/config/checkpointconfig.json"
@@ -69,8 +90,30 @@ MISSING_EVENT_FILE_RETRY_LIMIT_KEY = "SMDEBUG_MISSING_EVENT_FILE_RETRY_LIMIT"
 MISSING_EVENT_FILE_RETRY_LIMIT = 100
 TRAINING_END_DELAY_REFRESH_KEY = "SMDEBUG_TRAINING_END_DELAY_REFRESH"
 TRAINING_END_DELAY_REFRESH_DEFAULT = 1
+LOG_DUPLICATION_THRESHOLD = 3
+METADATA_FILENAME = "metadata.json"
+METADATA_FILENAME_S3_UPLOADED = "metadata.json.sagemaker-uploaded"
+LATEST_GLOBAL_STEP_SEEN = "latest-global-step-seen"
+LATEST_GLOBAL_STEP_SAVED = "latest-global-step-saved"
+LATEST_MODE_STEP = "latest-mode-step"
+TRAINING_RUN = "training-run"
+CALLABLE_CACHE_ENV_VAR = "SMDEBUG_KERAS_CALLABLE_CACHE_TYPE"
+DEFAULT_CALLABLE_CACHE = "CACHE_PER_MODE"
+PROFILER_REPORT_VERSION = "profiler_report_v1"
+PROFILER_TELEMETRY_URL = "https://sm-profiler-report-{region}.s3.{region}.amazonaws.com"
 PAPERMILL_EXECUTION_ENV_VAR = "PAPERMILL_EXECUTION"
 
 ENV_RULE_STOP_SIGNAL_FILENAME = "SAGEMAKER_ENV_RULE_STOP_SIGNAL_FILE"
 DEFAULT_GRACETIME_FOR_RULE_STOP_SEC = 60
 """Seconds after the signal from which rules are to end."""
+
+
+def str_to_mode_keys(mode_str: str) -> ModeKeys:
+    """A mode by its name in small letters.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if mode_str.upper() not in ALLOWED_MODE_NAMES or mode_str != mode_str.lower():
+        raise ValueError(f"mode is {mode_str!r}; expected one of train, eval, predict, global")
+    return ModeKeys[mode_str.upper()]

@@ -5,32 +5,41 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug.errors import SMDebugValueError
-from stepwatch.rules.smdebug.core.utils import get_node_id
+from stepwatch.rules.smdebug.core.constants import (
+    CONVERT_TO_MICROSECS,
+    DEFAULT_PREFIX,
+    MERGEDTIMELINE_SUFFIX,
+    PYTHONTIMELINE_SUFFIX,
+    TRACE_DIRECTORY_FORMAT,
+)
+from stepwatch.rules.smdebug.core.utils import ensure_dir, get_node_id
 
-CONVERT_TO_MICROSECS = 1_000_000
-PYTHONTIMELINE_SUFFIX = "pythontimeline.json"
-MERGEDTIMELINE_SUFFIX = "merged_timeline.json"
-DEFAULT_PREFIX = "framework/pevents"
-TRACE_DIRECTORY_FORMAT = "%Y%m%d%H"
 
-
-@dataclass
 class TensorLocation:
     """A tensor in an event file: ``length`` bytes at ``start_idx``."""
 
-    tensorname: str
-    mode: ModeKeys
-    mode_step: int
-    event_file_name: str
-    start_idx: int
-    length: int
-    worker: str
+    def __init__(
+        self,
+        tname: str,
+        mode: ModeKeys,
+        mode_step: int,
+        event_file_name: str,
+        start_idx: int,
+        length: int,
+        worker: str,
+    ) -> None:
+        self.tensorname = tname
+        self.mode = mode
+        self.mode_step = int(mode_step)
+        self.event_file_name = event_file_name
+        self.start_idx = start_idx
+        self.length = length
+        self.worker = worker
 
     def to_dict(self) -> dict[str, Any]:
         """Its entry in an index."""
@@ -76,14 +85,16 @@ class EventFileLocation:
         return (int(match[1]), match[2]) if match else None
 
     @classmethod
-    def load_filename(cls, s: str) -> EventFileLocation:
-        """From a path.
+    def load_filename(cls, s: str, print_error: bool = True) -> EventFileLocation | None:
+        """From a path; where it is that of no event file, None unless ``print_error``.
 
         Raises:
             SMDebugValueError: it is that of no event file.
         """
         found = cls.match_regex(os.path.basename(s))
         if found is None:
+            if not print_error:
+                return None
             raise SMDebugValueError(f"{s}: expected STEP_WORKER.tfevents")
         return cls(*found)
 
@@ -177,12 +188,16 @@ class TraceFileLocation:
     def get_detailed_profiling_log_dir(base_folder: str, framework: str, current_step: int) -> str:
         """Folder of TensorFlow's traces of a step."""
         hour = time.strftime(TRACE_DIRECTORY_FORMAT, time.gmtime())
-        return os.path.join(base_folder, "framework", framework, "detailed_profiling", hour, f"{current_step:09d}")
+        folder = os.path.join(base_folder, "framework", framework, "detailed_profiling", hour, f"{current_step:09d}")
+        ensure_dir(folder, is_file=False)
+        return folder
 
     @staticmethod
-    def get_tf_profiling_metadata_file(base_folder: str, start_time_us: int, end_time_us: int) -> str:
+    def get_tf_profiling_metadata_file(base_folder: str, start_time_us: float, end_time_us: float) -> str:
         """The file beside them."""
-        return os.path.join(base_folder, f"{get_node_id()}_{start_time_us}_{end_time_us}.metadata")
+        name = f"{get_node_id()}_{round(start_time_us)}_{round(end_time_us)}.metadata"
+        ensure_dir(os.path.join(base_folder, name))
+        return os.path.join(base_folder, name)
 
     @staticmethod
     def get_python_profiling_stats_dir(
@@ -201,8 +216,10 @@ class TraceFileLocation:
         """Folder of Python's profile between two phases."""
         began = f"{start_mode}-{start_step}-{start_phase}-{start_time_since_epoch_in_micros}"
         ended = f"{end_mode}-{end_step}-{end_phase}-{end_time_since_epoch_in_micros}"
-        folder = os.path.join(base_folder, "framework", framework, profiler_name, get_node_id())
-        return os.path.join(folder, f"{began}_{ended}")
+        node = os.path.join(base_folder, "framework", framework, profiler_name, get_node_id())
+        folder = os.path.join(node, f"{began}_{ended}")
+        ensure_dir(folder, is_file=False)
+        return folder
 
     @staticmethod
     def get_merged_trace_file_location(base_dir: str, timestamp_in_us: int) -> str:

@@ -8,14 +8,14 @@ import os
 import re
 import socket
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwatch.probe.smdebug.errors import SMDebugValueError
+from stepwatch.probe.smdebug.errors import SMDebugTypeError, SMDebugValueError
 from stepwatch.rules.smdebug.core.constants import CLAIM_FILENAME
 
 
@@ -31,39 +31,39 @@ class FRAMEWORK(enum.Enum):
 # -- lists and texts ----------------------------------------------------------------------------------
 
 
-def flatten(nested: Iterable[Any]) -> list[Any]:
+def flatten(lis: Iterable[Any]) -> list[Any]:
     """The entries of lists within lists; other containers are entries."""
     found: list[Any] = []
-    for entry in nested:
+    for entry in lis:
         found.extend(flatten(entry) if isinstance(entry, list) else [entry])
     return found
 
 
-def split(text: str) -> list[str]:
+def split(comma_separated_string: str) -> list[str]:
     """What stands between commas, without blanks around it."""
-    return [part.strip() for part in text.split(",")]
+    return [part.strip() for part in comma_separated_string.split(",")]
 
 
-def merge_two_dicts(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
+def merge_two_dicts(x: Mapping[Any, Any], y: Mapping[Any, Any]) -> dict[Any, Any]:
     """Both; the second goes before."""
-    return {**one, **other}
+    return {**x, **y}
 
 
-def index(ordered: Sequence[Any], entry: Any) -> int:
+def index(sorted_list: Sequence[Any], elem: Any) -> int:
     """Where an entry is in an ordered list.
 
     Raises:
         SMDebugValueError: it is not there.
     """
-    place = bisect_left(ordered, entry)
-    if place == len(ordered) or ordered[place] != entry:
-        raise SMDebugValueError(f"{entry} is not in the list")
+    place = bisect_left(sorted_list, elem)
+    if place == len(sorted_list) or sorted_list[place] != elem:
+        raise SMDebugValueError(f"{elem} is not in the list")
     return place
 
 
-def match_inc(name: str, patterns: Iterable[str]) -> bool:
+def match_inc(tname: str, include: Iterable[str]) -> bool:
     """Whether one of some expressions is found in a name."""
-    return any(re.search(pattern, name) for pattern in patterns)
+    return any(re.search(pattern, tname) for pattern in include)
 
 
 def step_in_range(range_steps: tuple[int | None, int | None], step: int) -> bool:
@@ -72,23 +72,46 @@ def step_in_range(range_steps: tuple[int | None, int | None], step: int) -> bool
     return (first is None or step >= first) and (end is None or step < end)
 
 
-def load_json_as_dict(text: str | None) -> Any:
-    """What a JSON text holds; None for None."""
-    return None if text is None else json.loads(text)
+def load_json_as_dict(s: Any) -> Any:
+    """What a JSON text holds; None for None, and an object as it is.
+
+    Raises:
+        SMDebugValueError: something else.
+    """
+    if s is None or s == "None" or isinstance(s, dict):
+        return s if isinstance(s, dict) else None
+    if not isinstance(s, str):
+        raise SMDebugValueError(f"JSON is a {type(s).__name__}; expected a text or an object")
+    return json.loads(s)
 
 
-def make_numpy_array(value: Any) -> NDArray[Any]:
-    """An array of a number, a text, a list, or whatever else; numbers and texts have one entry."""
-    if isinstance(value, np.ndarray):
-        return value
-    if np.isscalar(value):
-        return np.array([value])
-    return np.array(value)
+def make_numpy_array(x: Any) -> NDArray[Any]:
+    """An array of a number, a text, a list, a tuple or a dictionary; numbers and texts have one entry.
+
+    Raises:
+        SMDebugTypeError: something else.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if np.isscalar(x):
+        return np.array([x])
+    if isinstance(x, (list, tuple, dict)):
+        return np.array(x)
+    raise SMDebugTypeError(f"{x!r:.80} is a {type(x).__name__}; expected a number, a text, an array or a list")
 
 
-def size_and_shape(array: NDArray[Any]) -> tuple[int, tuple[int, ...]]:
+def validate_custom_tensor_value(tensor_value: Any, make_numpy_fn: Callable[[Any], Any]) -> bool:
+    """Whether a function makes an array of a value."""
+    try:
+        make_numpy_fn(tensor_value)
+    except TypeError:
+        return False
+    return True
+
+
+def size_and_shape(t: NDArray[Any]) -> tuple[int, tuple[int, ...]]:
     """Bytes and shape."""
-    return array.nbytes, array.shape
+    return t.nbytes, t.shape
 
 
 # -- places -------------------------------------------------------------------------------------------
@@ -102,9 +125,9 @@ def is_s3(path: str) -> tuple[bool, str | None, str | None]:
     return True, bucket, prefix
 
 
-def ensure_dir(path: str, is_file: bool = True) -> None:
+def ensure_dir(file_path: str, is_file: bool = True) -> None:
     """Make a directory, or that of a file."""
-    folder = os.path.dirname(path) if is_file else path
+    folder = os.path.dirname(file_path) if is_file else file_path
     if folder:
         os.makedirs(folder, exist_ok=True)
 
@@ -120,14 +143,14 @@ def list_collection_files_in_directory(directory: str) -> list[str]:
     return [path for path in list_files_in_directory(directory) if path.endswith("collections.json")]
 
 
-def get_immediate_subdirectories(directory: str) -> list[str]:
+def get_immediate_subdirectories(a_dir: str) -> list[str]:
     """Names of the folders in a directory."""
-    return [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+    return [entry.name for entry in os.scandir(a_dir) if entry.is_dir()]
 
 
-def remove_file_if_exists(path: str) -> None:
+def remove_file_if_exists(file_path: str) -> None:
     """Remove a file that may be gone."""
-    Path(path).unlink(missing_ok=True)
+    Path(file_path).unlink(missing_ok=True)
 
 
 def is_first_process(path: str, is_dir: bool = True) -> bool:
@@ -154,9 +177,9 @@ def get_path_to_collections(directory: str) -> str:
     return os.path.join(directory, "collections", "000000000", "")
 
 
-def get_path_to_events_directory(directory: str) -> str:
+def get_path_to_events_directory(path: str) -> str:
     """Folder of the event files."""
-    return os.path.join(directory, "events", "")
+    return os.path.join(path, "events", "")
 
 
 def get_relative_event_file_path(path: str) -> str:
@@ -217,6 +240,15 @@ def get_node_id() -> str:
     rank = get_distributed_worker()
     host = get_node_id_from_resource_config() or socket.gethostname()
     return f"{os.getpid() if rank is None else rank}-{host}".replace("_", "-")
+
+
+def get_aws_region_from_processing_job_arn(processing_job_arn: str) -> str:
+    """Region of AWS in the name of a processing job."""
+    return processing_job_arn.split(":")[3]
+
+
+def setup_profiler_report(processing_job_arn: str | None, opt_out: bool = False) -> None:
+    """Nothing: smdebug tells Amazon here that its report was opened, Stepwatch tells nobody anything."""
 
 
 def get_region() -> str | None:
