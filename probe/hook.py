@@ -443,7 +443,6 @@ class Hook(StepObserver):
         """Several times a second, from the sampler's thread."""
         if self._recorded:
             self._heart.beat(self.step, *self._steps.clock.activity)
-        self._allocator.poll()
         self._poll_stop()
         if self._recent.asked():
             self._suspect()

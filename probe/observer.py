@@ -295,7 +295,7 @@ class StepObserver:
 
     def _submit(self, record: OpenRecord) -> None:
         if record.timing:
-            record.timing.update(self._allocator.latest)
+            record.timing.update(self._allocator.at_step_end())
         if record.mode in TRAINING and record.timing:
             self._step_seconds = record.timing.get("duration_ns", 0) / 1e9
         self._writer.submit(record.close(self._tensors.intern))

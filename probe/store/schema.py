@@ -86,6 +86,7 @@ TABLES: dict[str, pa.Schema] = {
             ("reserved_bytes", pa.int64()),
             ("fragmented_bytes", pa.int64()),
             ("allocation_retries", pa.int64()),
+            ("device_bytes", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID
@@ -172,24 +173,7 @@ TOKENS_SCALAR = "stepwatch/tokens"
 STEP_TABLES: tuple[str, ...] = ("stats", "derived", "values", "scalars", "steps")
 """Tables that are partitioned by rank and keyed by (attempt, step, mode, mode_step)."""
 
-TIMING_COLUMNS: tuple[str, ...] = (
-    "duration_ns",
-    "data_ns",
-    "loader_ns",
-    "checkpoint_ns",
-    "forward_ns",
-    "backward_ns",
-    "optimizer_ns",
-    "hook_ns",
-    "samples",
-    "loader_workers",
-    "collective_ns",
-    "allocated_bytes",
-    "peak_bytes",
-    "reserved_bytes",
-    "fragmented_bytes",
-    "allocation_retries",
-)
+TIMING_COLUMNS: tuple[str, ...] = tuple(name for name in TABLES["steps"].names[len(_STEP_KEY) :] if name != "saved")
 """Columns of ``steps`` that a step's timing fills: nanoseconds, and beside them what the loader delivered and what the
 allocator of device memory held."""
 

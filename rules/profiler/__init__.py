@@ -5,6 +5,7 @@ from __future__ import annotations
 from stepwatch.rules.profiler.allocation import Fragmentation, SmallBatch
 from stepwatch.rules.profiler.communication import CommunicationBound
 from stepwatch.rules.profiler.devices import ContainerThrottled, DeviceErrors, GpuOverheating, GpuStarved
+from stepwatch.rules.profiler.issuing import HostBound
 from stepwatch.rules.profiler.loading import DataLoadingBound
 from stepwatch.rules.profiler.memory import DiskFilling, MemoryLeak, MemoryPressure
 from stepwatch.rules.profiler.pace import Hang, SlowCheckpointing, StepTimeDrift
@@ -24,6 +25,7 @@ PROFILER: tuple[type[Rule], ...] = (
     SlowCheckpointing,
     ContainerThrottled,
     Fragmentation,
+    HostBound,
     GpuStarved,
     SmallBatch,
     GpuOverheating,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive, spell_bytes
+from stepwatch.rules.profiler.gpus import JobGpus
 from stepwatch.rules.profiler.memory import Window
 from stepwatch.rules.step import Step
 
@@ -95,8 +96,7 @@ class SmallBatch(ProfilerRule):
     """A GPU of the job is not kept busy though data is there in time, and most of its memory is free: larger batches.
 
     Judged by the mean utilisation over a window, and the most memory that was in use by then. Where the
-    steps wait for data, a larger batch would not help, and it does not fire; GPUs that hold next to nothing in memory
-    are not the job's.
+    steps wait for data, a larger batch would not help, and it does not fire; GPUs that are not the job's do not count.
 
     Args:
         percent: utilisation below which a GPU is not kept busy.
@@ -117,6 +117,7 @@ class SmallBatch(ProfilerRule):
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
         self._moments = Thinned(seconds)
+        self._gpus = JobGpus()
         self._use: dict[str, Window] = {}
         self._most: dict[str, float] = {}
         self._totals: dict[str, float] = {}
@@ -127,6 +128,7 @@ class SmallBatch(ProfilerRule):
 
     def judge_step(self, step: Step) -> None:
         """See the base class."""
+        self._gpus.see_step(step)
         if not step.training:
             return
         now = end_ns(step) / 1e9
@@ -142,6 +144,7 @@ class SmallBatch(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        self._gpus.see_sample(sample)
         self._totals.update(sample.of("memory_total_bytes"))
         if self._said or not self._moments.due(sample):
             return
@@ -157,7 +160,7 @@ class SmallBatch(ProfilerRule):
 
     def _judge(self, uuid: str, mean: float) -> Iterator[Finding]:
         total, most = self._totals.get(uuid), self._most.get(uuid, 0.0)
-        if len(self._steps) < self.least or not total or most < _USED_BYTES:
+        if len(self._steps) < self.least or not total or uuid not in self._gpus:
             return
         self._judged = True
         waiting = self._waited / max(self._whole, 1e-9)
@@ -179,8 +182,9 @@ class SmallBatch(ProfilerRule):
         """See the base class."""
         if not self._use:
             return "no GPU was sampled"
+        if not self._gpus.ranks:
+            return "the job does not train on a GPU"
         return "" if self._judged else f"less than {self.seconds:g} s or {self.least} steps on a GPU of the job"
 
 
-_USED_BYTES = float(1 << 30)
 _WAITING = 0.2

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, end_ns, positive
+from stepwatch.rules.profiler.gpus import JobGpus
 from stepwatch.rules.profiler.memory import Window
 from stepwatch.rules.step import Step
 
@@ -200,7 +201,7 @@ class ContainerThrottled(_Held):
 class GpuStarved(ProfilerRule):
     """A GPU that the job uses is mostly idle while training goes on; says which phase of the step it waits in.
 
-    GPUs that hold next to nothing in memory are not the job's, and do not count.
+    GPUs that are not the job's do not count.
 
     Args:
         percent: utilisation below which it starves.
@@ -219,12 +220,13 @@ class GpuStarved(ProfilerRule):
         self.least = positive("steps", steps)
         self._moments = Thinned(seconds)
         self._windows: dict[str, Window] = {}
-        self._memory: dict[str, float] = {}
+        self._gpus = JobGpus()
         self._steps: deque[tuple[float, Step]] = deque()
         self._said = False
 
     def judge_step(self, step: Step) -> None:
         """See the base class."""
+        self._gpus.see_step(step)
         if step.training:
             now = end_ns(step) / 1e9
             self._steps.append((now, step))
@@ -233,16 +235,16 @@ class GpuStarved(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        self._gpus.see_sample(sample)
         if not self._moments.due(sample):
             return
-        self._memory.update(sample.of("memory_used_bytes"))
         starving = {}
         for uuid, value in sample.of("utilization_percent"):
             window = self._windows.get(uuid)
             if window is None:
                 window = self._windows[uuid] = Window(self.seconds)
             mean = window.add(sample.seconds, value)
-            if mean is not None and mean < self.percent and self._memory.get(uuid, 0.0) > _USED_BYTES:
+            if mean is not None and mean < self.percent and uuid in self._gpus:
                 starving[uuid] = mean
         if self._said or not starving:
             return
@@ -265,10 +267,11 @@ class GpuStarved(ProfilerRule):
 
     def missing(self) -> str:
         """See the base class."""
-        return "" if self._windows else "no GPU was sampled"
+        if not self._windows:
+            return "no GPU was sampled"
+        return "" if self._gpus.ranks else "the job does not train on a GPU"
 
 
-_USED_BYTES = float(1 << 30)
 _STARVING = {
     "waiting for data": "more data loader workers, pin_memory=True, cheaper samples (see DataLoadingBound)",
     "other work before the forward pass": "take work off the step: copying with non_blocking=True, no printing, no "

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, positive, spell_bytes, spell_seconds
+from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive, spell_bytes, spell_seconds
 from stepwatch.rules.profiler.trend import Trend
+from stepwatch.rules.step import Step
 
 _MIB = float(1 << 20)
+_RANK = "rank "
 
 
 class _RunsFull(ProfilerRule):
@@ -30,13 +32,13 @@ class _RunsFull(ProfilerRule):
         self._said: set[tuple[str, str]] = set()
         self._nearest = 0.0
 
-    def look(self, sample: Sample, device: str, used: float, room: float | None) -> Iterator[Finding]:
-        """Take a value of ``used`` and, where it is known, of the room that is left."""
-        key = (sample.node, device)
+    def look(self, node: str, time: float, device: str, used: float, room: float | None) -> Iterator[Finding]:
+        """Take a value of ``used`` and, where it is known, of the room that is left, at a time in seconds."""
+        key = (node, device)
         trend = self._trends.get(key)
         if trend is None:
             trend = self._trends[key] = Trend(self.seconds)
-        growth = trend.add(sample.seconds, used)
+        growth = trend.add(time, used)
         if growth is None or room is None or growth.total < self.growth_mib * _MIB or key in self._said:
             return
         left = max(room, 0.0) / growth.per_second
@@ -51,7 +53,7 @@ class _RunsFull(ProfilerRule):
             threshold=reach,
             message=self.tell(device, growth.per_second, growth.seconds, room, left),
             suggestion=self.advise(device),
-            evidence={"node": sample.node, "bytes_per_second": growth.per_second, "seconds_left": left, "room": room},
+            evidence={"node": node, "bytes_per_second": growth.per_second, "seconds_left": left, "room": room},
         )
 
     def tell(self, device: str, per_second: float, seconds: float, room: float, left: float) -> str:
@@ -78,7 +80,9 @@ class MemoryLeak(_RunsFull):
     """Memory of the job's processes, or of a GPU, grows and grows, and will be used up.
 
     Judged by the floor of the use, so that caches and uncollected garbage, which come and go, do not count; growth
-    while a job starts does not either, for it ends.
+    while a job starts does not either, for it ends. Of GPUs it is judged by what PyTorch's allocator has in tensors
+    at the end of steps, and by what the driver says is in use. What the allocator has had at most must fit too: the
+    room is what is left beside that.
 
     Args:
         seconds: time that is looked at, at least.
@@ -93,6 +97,18 @@ class MemoryLeak(_RunsFull):
         self._moments = Thinned(seconds)
         self._limits: dict[tuple[str, str], float] = {}
         self._room: dict[tuple[str, str], float] = {}
+        self._told_by_allocator = False
+
+    def judge_step(self, step: Step) -> Iterator[Finding]:
+        """See the base class."""
+        timing = step.timing
+        if not step.training or not timing.get("device_bytes"):
+            return
+        allocated = timing["allocated_bytes"]
+        room = timing["device_bytes"] - max(timing["peak_bytes"], allocated)
+        for finding in self.look("", end_ns(step) / 1e9, f"{_RANK}{step.rank}", allocated, room):
+            self._told_by_allocator = True  # the driver would say the same, later
+            yield finding
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
@@ -108,17 +124,22 @@ class MemoryLeak(_RunsFull):
             total_of = self._limits.get((node, device))
             room = None if total_of is None else total_of - used
             if device not in ("node", "cgroup"):
-                yield from self.look(sample, device, used, room)
+                if self._told_by_allocator:
+                    continue
+                yield from self.look(node, sample.seconds, device, used, room)
             elif room is not None:
                 self._room[node, device] = room
         resident = sample.get("job", "memory_rss_bytes")
         if resident is not None:
             rooms = [self._room[node, device] for device in ("node", "cgroup") if (node, device) in self._room]
-            yield from self.look(sample, "job", resident, min(rooms, default=None))
+            yield from self.look(node, sample.seconds, "job", resident, min(rooms, default=None))
 
     def tell(self, device: str, per_second: float, seconds: float, room: float, left: float) -> str:
         """See the base class."""
-        what = "the memory of the job's processes" if device == "job" else f"the memory in use on {device}"
+        if device.startswith(_RANK):
+            what = f"what {device} holds in tensors on its GPUs"
+        else:
+            what = "the memory of the job's processes" if device == "job" else f"the memory in use on {device}"
         return (
             f"{what} has grown steadily by {spell_bytes(60 * per_second)} a minute for {spell_seconds(seconds)}; "
             f"the {spell_bytes(room)} that are left will be used up in {spell_seconds(left)}"
@@ -174,7 +195,7 @@ class DiskFilling(_RunsFull):
                     suggestion=self.advise(device),
                     severity=Severity.ERROR,
                 )
-            yield from self.look(sample, device, -free, free)
+            yield from self.look(sample.node, sample.seconds, device, -free, free)
 
     def tell(self, device: str, per_second: float, seconds: float, room: float, left: float) -> str:
         """See the base class."""

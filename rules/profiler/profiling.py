@@ -20,6 +20,7 @@ SLOWNESS = (
     "CommunicationBound",
     "StepTimeDrift",
     "GpuStarved",
+    "HostBound",
     "CPUBottleneck",
     "Dataloader",
     "IOBottleneck",

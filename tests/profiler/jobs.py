@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from stepwatch.probe import Hook
+from tests.profiler import cuda_standin
 
 
 class Samples(Dataset[torch.Tensor]):
@@ -60,8 +61,11 @@ def train(
     slow_rank: int = -1,
     rules: str | None = None,
     interval: float = 0.05,
+    on_gpu: bool = False,
 ) -> None:
     """Seconds of ``work`` and MB of ``leak`` are per step, ``growth`` is added to the work at every step."""
+    if on_gpu:
+        cuda_standin.install()
     rank = int(os.environ.get("RANK", "0"))
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
     if "RANK" in os.environ:

@@ -14,23 +14,16 @@ from torch import nn
 from stepwatch.probe import Hook
 from stepwatch.probe import allocator as probe_allocator
 from stepwatch.probe.store.reader import Trace
-from stepwatch.probe.store.records import StepRecord
-from stepwatch.probe.store.writer import TraceWriter
-from stepwatch.rules.catalogue import configure
-from stepwatch.rules.finding import Finding
-from stepwatch.rules.replay import analyze
-
-GIB = 1 << 30
-SECOND = 10**9
-GPU = "GPU-0f3ae210-1111"
+from tests.profiler.cuda_standin import FUNCTIONS, GIB
+from tests.profiler.made_up import GPU, SECOND, judged
 
 
 def train(run: Path, device: str, until: Callable[[Trace], bool]) -> Trace:
-    model = nn.Linear(256, 256, device=device)
+    model = nn.Linear(8, 8, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with Hook(run, model=model, optimizer=optimizer, system_interval=0):
-        for step in range(20_000):
-            model(torch.ones(8, 256, device=device)).square().mean().backward()
+        for step in range(5_000):
+            model(torch.ones(8, 8, device=device)).square().mean().backward()
             optimizer.step()
             if step % 200 == 199 and until(Trace(run)):
                 break
@@ -38,21 +31,17 @@ def train(run: Path, device: str, until: Callable[[Trace], bool]) -> Trace:
 
 
 def recorded(trace: Trace) -> Any:
-    return trace.table("steps", columns=list(probe_allocator.STATISTICS)).to_pandas().dropna()
+    columns = [*probe_allocator.STATISTICS, "allocation_retries", "device_bytes"]
+    return trace.table("steps", columns=columns).to_pandas().dropna()
 
 
 def test_statistics_come_with_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an allocator that stands in for CUDA's: two devices, by torch's names."""
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    statistics = {"allocated_bytes.all.current": 5, "allocated_bytes.all.peak": 7, "reserved_bytes.all.current": 9}
-    statistics |= {"inactive_split_bytes.all.current": 2, "num_alloc_retries": 1}
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {**statistics, "num_alloc_retries": device})
+    for name, function in FUNCTIONS.items():
+        monkeypatch.setattr(torch.cuda, name, function)
     rows = recorded(train(tmp_path / "run", "cpu", lambda trace: len(recorded(trace)) > 0))
     row = rows.iloc[-1]
     assert row["allocated_bytes"] == 10 and row["peak_bytes"] == 14 and row["reserved_bytes"] == 18
-    assert row["fragmented_bytes"] == 4 and row["allocation_retries"] == 1
+    assert row["fragmented_bytes"] == 4 and row["allocation_retries"] == 1 and row["device_bytes"] == 160 * GIB
 
 
 def test_without_a_device_there_are_none(tmp_path: Path) -> None:
@@ -65,21 +54,28 @@ def test_statistics_of_a_device_are_torchs_own(tmp_path: Path) -> None:
     row = recorded(train(tmp_path / "run", "cuda", lambda trace: len(recorded(trace)) > 0)).iloc[-1]
     assert 0 < row["allocated_bytes"] <= row["peak_bytes"] <= row["reserved_bytes"]
     assert row["reserved_bytes"] == torch.cuda.memory_reserved()
+    assert row["device_bytes"] == torch.cuda.get_device_properties(0).total_memory
 
 
-def judged(run: Path, rule: str, timing: Callable[[int], dict[str, int]], samples: Any = None) -> list[Finding]:
-    """A job of 1000 steps of a second; ``samples`` are (seconds, device, metric, value)."""
-    writer = TraceWriter(run, run_info={"start_ns": 10**18})
-    for step in range(1000):
-        whole = {"duration_ns": SECOND, "data_ns": 0, "forward_ns": SECOND // 3, "backward_ns": SECOND // 2}
-        at = 10**18 + step * SECOND
-        writer.submit(StepRecord(step, "TRAIN", step, at, timing={**whole, **timing(step)}))
-    if samples is not None:
-        writer.submit_system([(10**18 + int(when * SECOND), *rest) for when, *rest in samples])
-    writer.close("finished", last_step=1000)
-    (result,) = analyze(Trace(run), configure([rule])).results
-    assert result.coverage.decided, result.coverage.missing
-    return result.findings
+def test_tensors_that_pile_up_on_the_device_are_found_with_the_time_that_is_left(tmp_path: Path) -> None:
+    """In the reserved memory, where the driver sees nothing of it yet."""
+
+    def memory(per_step: int, wave: int = 0) -> Callable[[int], dict[str, int]]:
+        return lambda step: {
+            "allocated_bytes": 20 * GIB + step * per_step + (step % 17) * wave,
+            "peak_bytes": 50 * GIB + step * per_step,
+            "reserved_bytes": 70 * GIB,
+            "device_bytes": 80 * GIB,
+        }
+
+    held = [(second, GPU, "memory_used_bytes", 71.0 * GIB) for second in range(1000)]
+    held += [(second, GPU, "memory_total_bytes", 80.0 * GIB) for second in range(0, 1000, 5)]
+    (leak,) = judged(tmp_path / "leak", "MemoryLeak", memory(4 << 20, wave=GIB // 8), held)
+    assert leak.rank == 0 and leak.tensors == ("rank 0",) and "what rank 0 holds in tensors" in leak.message
+    assert leak.evidence["bytes_per_second"] == pytest.approx(4 << 20, rel=0.05)
+    # beside the peak, which a step needs too, 30 GiB were left at first
+    assert leak.value == pytest.approx((30 * GIB - leak.last_step * (4 << 20)) / (4 << 20), rel=0.06)
+    assert not judged(tmp_path / "level", "MemoryLeak", memory(0, wave=GIB), held)
 
 
 def test_retries_are_found_and_a_fragmented_memory_told_from_a_full_one(tmp_path: Path) -> None:
