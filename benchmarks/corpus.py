@@ -24,11 +24,18 @@ STEPS = 400
 
 @dataclass(frozen=True)
 class Job:
-    """One kind of training run; ``expected`` is empty for a healthy one."""
+    """One kind of training run.
+
+    Attributes:
+        train: trains with a seed, into a run, at a save interval.
+        expected: rules of which one must fire; empty for a healthy run.
+        since: the step from which on a mistake can be seen.
+    """
 
     name: str
     train: Callable[[int, Path, int], None]
     expected: tuple[str, ...] = ()
+    since: int = 0
 
 
 def digits(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

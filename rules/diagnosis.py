@@ -26,9 +26,14 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "LearningRateGrowing": "UpdateTooLarge ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "LossNotDecreasing",
         "LearningRateDecayedEarly": "UpdateTooSmall StalledLoss UnchangedTensor",
-        "PoorWeightInitialization": "NoBetterThanGuessing SaturatedActivation ExplodingTensor DivergingLoss "
-        "VanishingGradient DeadRelu "
+        "MissingWarmUp": "DeadRelu SaturatedActivation LossSpike CollapsedOutput StalledLoss NoBetterThanGuessing "
+        "VanishingGradient UnchangedTensor",
+        "PoorWeightInitialization": "MissingWarmUp NoBetterThanGuessing SaturatedActivation ExplodingTensor "
+        "DivergingLoss VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",
+        "LabelsLookShuffled": "Overfit NoBetterThanGuessing StalledLoss",
+        "WeightNormGrowth": "SaturatedActivation ExplodingActivation ExplodingTensor DivergingLoss LossNotDecreasing "
+        "UpdateTooSmall",
         "ModelInEvalMode": "Overfit",
         "UpdatesSkipped": "LossScaleCollapse StalledLoss LossNotDecreasing UnchangedTensor",
         "LossScaleCollapse": "UpdatesSkipped StalledLoss LossNotDecreasing NoBetterThanGuessing",

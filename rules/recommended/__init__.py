@@ -8,7 +8,9 @@ from stepwatch.rules.recommended.batches import LabelsInOrder, MostlyPadding, Re
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
 from stepwatch.rules.recommended.gradients import ExplodingTensor, VanishingGradient
+from stepwatch.rules.recommended.growth import WeightNormGrowth
 from stepwatch.rules.recommended.inputs import ConstantInput, InputNotNormalized, NonFiniteInput
+from stepwatch.rules.recommended.leaks import LabelsLookShuffled, SolvedAtOnce
 from stepwatch.rules.recommended.loop import (
     GradientsNotReset,
     ModelInEvalMode,
@@ -24,6 +26,7 @@ from stepwatch.rules.recommended.representations import AttentionCollapse, Colla
 from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
 from stepwatch.rules.recommended.updates import UpdateTooLarge, UpdateTooSmall
+from stepwatch.rules.recommended.warm_up import MissingWarmUp
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
 from stepwatch.rules.rule import Rule
 
@@ -32,6 +35,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     ZeroLearningRate,
     LearningRateGrowing,
     LearningRateDecayedEarly,
+    MissingWarmUp,
     UpdatesSkipped,
     NonFiniteInput,
     LossScaleCollapse,
@@ -51,6 +55,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     NoGradient,
     UpdateTooLarge,
     UpdateTooSmall,
+    WeightNormGrowth,
     ModelInEvalMode,
     PartInEvalMode,
     StalledLoss,
@@ -59,6 +64,8 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     OscillatingLoss,
     UnboundedLoss,
     NoBetterThanGuessing,
+    LabelsLookShuffled,
+    SolvedAtOnce,
     Overfit,
     ClassImbalance,
     ConstantInput,

@@ -106,6 +106,10 @@ class LabelCounts:
                     self._counts = np.zeros_like(labels)
                 self._counts += labels
 
+    def counts(self) -> NDArray[np.float64]:
+        """Labels of each class so far; empty where none were seen."""
+        return np.empty(0) if self._counts is None else self._counts.copy()
+
     def loss_of_guessing(self) -> float | None:
         """Entropy of the label frequencies in nats: the cross-entropy of a model that knows nothing else.
 
