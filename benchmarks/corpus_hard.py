@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Job, adam, batches, classify, cnn, digits, hook, mlp, noisy_labels, sgd
+from corpus import Job, adam, batches, classify, cnn, digits, few, hook, mlp, noisy_labels, sgd
 from corpus_held_out import (  # fmt: skip
     SGD,
     Adam,
@@ -109,6 +109,7 @@ def fine_tune_all(rate: float, schedule: Callable[[int], float] = lambda step: 1
             before.zero_grad()
             loss_fn(model(x[chosen]), y[chosen]).backward()
             before.step()
+        model[-1] = nn.Linear(64, 5)
         steps = torch.optim.AdamW(model.parameters(), lr=rate)
         rates = torch.optim.lr_scheduler.LambdaLR(steps, schedule)
         with hook(run, model, steps, loss_fn, interval):
@@ -232,13 +233,13 @@ def look_up(scale: Callable[[int], float]) -> Train:
 
     def train(seed: int, run: Path, interval: int) -> None:
         torch.manual_seed(seed)
-        attention, head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 8)
+        attention, head = nn.MultiheadAttention(16, 1, batch_first=True), nn.Linear(16, 8)
         model = nn.ModuleDict({"attention": attention, "head": head})
         update = torch.optim.Adam(model.parameters(), lr=5e-3)
         kept = ["losses", "multiheadattention_output"]
         config = SaveConfig(save_interval=interval) if interval else None
         with Hook(run, model=model, optimizer=update, include_collections=kept, save_config=config, system_interval=0):
-            for step in range(300):
+            for step in range(400):
                 keys, values = torch.randint(8, (32, 6)), torch.randint(8, (32, 6))
                 place = torch.randint(1, 6, (32,))
                 keys[:, 0] = keys[torch.arange(32), place]
@@ -369,7 +370,7 @@ HARD: tuple[Job, ...] = (
         growing(lambda: mlp(64, 64, 10, norm=True), 0.003, 700),
         ("WeightNormGrowth",),
     ),
-    Job("attention sees one position", look_up(lambda step: 3.0 if step < 60 else 3000.0), ("AttentionCollapse",)),
+    Job("attention sees one position", look_up(lambda step: 3.0 if step < 150 else 3000.0), ("AttentionCollapse",)),
     Job("mostly padding", padded((2, 10)), ("MostlyPadding",)),
     Job("replicas past their wrapper", replicas(True), ("ReplicaDrift",)),
     Job("deep gelu, no warm-up", deep_gelu(0.04, 1), ("MissingWarmUp",)),

@@ -48,7 +48,7 @@ class SolvedAtOnce(Rule):
     derived = ("class_counts",)
     calibrated = (("share", "lower"),)
 
-    def __init__(self, *, share: float = 0.01, steps: int = 200) -> None:
+    def __init__(self, *, share: float = 0.01, steps: int = 100) -> None:
         if not 0 < share < 0.1:
             raise ValueError(f"share is {share}; expected a number in (0, 0.1)")
         if steps < _LATEST:

@@ -17,7 +17,6 @@ _AT_ONCE = 0.9  # of the highest rate: no warm-up
 _BLOCK = 5  # losses
 _JUMPED = 1.5  # of the first loss
 _OUT_OF_LINE = 5.0  # times the updates that came later
-_LATER = 3  # of these, at least
 
 
 class MissingWarmUp(Rule):
@@ -69,7 +68,7 @@ class MissingWarmUp(Rule):
             return
         if len(self._loss.values) % _BLOCK == 0:
             self._highest = max(self._highest, float(np.median(self._loss.values[-_BLOCK:])))
-        if len(self._loss.values) > self.patience and len(self._updates) > _LATER:
+        if len(self._loss.values) > self.patience and len(self._updates) > 1:
             self._judged = True
             yield from self._judge(step)
 
@@ -104,8 +103,8 @@ class MissingWarmUp(Rule):
         """See the base class."""
         coverage = self._loss.coverage(self.patience + 1, self._margin, self._loss.name, progress=True)
         missing = list(coverage.missing)
-        if len(self._updates) <= _LATER or self._updates[0][0] >= _EARLY:
-            missing.append(f"an update measured in the first {_EARLY} steps, and {_LATER} later ones")
+        if len(self._updates) < 2 or self._updates[0][0] >= _EARLY:
+            missing.append(f"an update measured in the first {_EARLY} steps, and a later one")
         if self._first_rate is None:
             missing.append("no learning rate was recorded")
         coverage.missing, coverage.decided = tuple(missing), not missing
