@@ -1,8 +1,7 @@
 /* Statistics of many tensors in one pass over their memory.
  *
- * Plain C without the headers of Python or torch: called through ctypes, which releases the interpreter's
- * lock. Work is cut into chunks of fixed size whose results are merged in a fixed order, so that the result
- * does not depend on the number of threads.
+ * Plain C that knows neither Python nor torch. Work is cut into chunks of fixed size whose results are merged in
+ * a fixed order, so that the result does not depend on the number of threads.
  *
  * Most blocks take the fast way: single precision within runs of RUN entries, double precision from there
  * on. A block that holds something not finite or out of the range in which squares keep their precision, or
@@ -13,9 +12,10 @@
 #include <float.h>
 #include <math.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "_kernels.h"
 
 #define RUN 256       /* entries whose sums are in single precision, 16 to each of 16 lanes */
 #define SHORT_RUN 128 /* the same, to each of 8 lanes */
@@ -32,12 +32,6 @@
 #else
 #define VECTORISED
 #endif
-
-enum { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
-
-typedef struct {
-    int64_t address, numel, type; /* contiguous */
-} tensor_t;
 
 /* Of some entries; from `finite` on only of those that are finite. */
 typedef struct {
@@ -331,8 +325,7 @@ static void write_row(double *row, const tensor_t *tensor, summary_t s) {
  * `parallel` is GOMP_parallel of the OpenMP library that torch computes with, so that its threads are used
  * and no others, or NULL. Returns how many tensors hold something that is not finite, or -1 without memory.
  */
-int stepwatch_measure_2(int64_t count, const tensor_t *tensors, double *out,
-                        void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+int stepwatch_measure(int64_t count, const tensor_t *tensors, double *out, parallel_t parallel) {
     int64_t *first = malloc((size_t)(count + 1) * sizeof *first), entries = 0;
     if (!first) return -1;
     first[0] = 0;
@@ -400,8 +393,8 @@ static int any_active(const tensor_t *unit, int64_t positions) {
  * zero. `reached` gets the number of units silent now, and those silent for at least each of two `windows`.
  * Returns 0, or -1 without memory.
  */
-int stepwatch_silent_units_1(int64_t address, int64_t type, int64_t outer, int64_t units, int64_t inner,
-                             int32_t *silent_for, const int32_t *windows, int64_t *reached) {
+int stepwatch_silent_units(int64_t address, int64_t type, int64_t outer, int64_t units, int64_t inner,
+                           int32_t *silent_for, const int32_t *windows, int64_t *reached) {
     tensor_t part = {address, 0, type};
     int64_t size = type == FLOAT32 ? 4 : type == FLOAT64 ? 8 : 2;
     uint8_t *active = calloc((size_t)units, 1);
@@ -447,8 +440,8 @@ static int is_first_largest_64(const double *restrict row, int64_t classes, int6
 
 /* Samples of each class, and how many of them are predicted right, of contiguous logits [rows, classes] in single
  * or double precision. Labels that are `ignored` or no class do not count. `counts` holds 2 * classes zeros. */
-int stepwatch_class_counts_1(int64_t logits, int64_t type, int64_t rows, int64_t classes, int64_t ignored,
-                             const int64_t *labels, int64_t *counts) {
+int stepwatch_class_counts(int64_t logits, int64_t type, int64_t rows, int64_t classes, int64_t ignored,
+                           const int64_t *labels, int64_t *counts) {
     for (int64_t r = 0; r < rows; r++) {
         int64_t label = labels[r];
         if (label < 0 || label >= classes || label == ignored) continue;

@@ -78,13 +78,11 @@ class UnitActivity:
         channels = output.dim() >= 4
         if output.is_cpu:
             laid_out = output if output.is_contiguous() else output.detach().contiguous()
-            code = compiled.type_code(laid_out)
-            if code is not None:
-                units = laid_out.shape[1 if channels else -1]
-                if self._counter is None or self._counter.units != units:
-                    self._counter = compiled.SilenceCounter(units, SILENCE_WINDOWS)
-                inner = math.prod(laid_out.shape[2:]) if channels else 1
-                silent = self._counter.observe(laid_out, code, inner)
+            units = laid_out.shape[1 if channels else -1]
+            if self._counter is None or self._counter.units != units:
+                self._counter = compiled.SilenceCounter(units, SILENCE_WINDOWS)
+            silent = self._counter.observe(laid_out, math.prod(laid_out.shape[2:]) if channels else 1)
+            if silent is not None:
                 return lambda: np.array([units, *silent], dtype=np.float64)
         return self._observe_on_device(output, (0, *range(2, output.dim())) if channels else range(output.dim() - 1))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepwatch.probe.compiled import measure_into, type_code
+from stepwatch.probe.compiled import measure_into
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.statistics import PendingStatistics, measure
 from stepwatch.probe.store.schema import STAT_COLUMNS
@@ -74,22 +73,21 @@ class GradientGuard:
             self._affordable = step_seconds * _SHARE
             self._watched = _spread(self._gradients, self._affordable)
         names: list[str] = []
-        described = array("q")
+        gradients: list[torch.Tensor] = []
         for name, parameter in self._watched:
             gradient = parameter.grad
-            if gradient is None:
-                continue
-            code = type_code(gradient)
-            if code is not None:
+            if gradient is not None:
                 names.append(name)
-                described.extend((gradient.data_ptr(), gradient.numel(), code))
-            elif not gradient.is_cpu:
-                return self._look_at_device()
-        if not names:
-            return Glance([], PendingStatistics(lambda: _NO_ROWS))
+                gradients.append(gradient)
         rows, address = self._rows.take(len(names))
-        if measure_into(address, described):
+        broken, left = measure_into(address, gradients)
+        if broken:
             return None
+        if left:
+            if any(not gradients[index].is_cpu for index in left):
+                return self._look_at_device()
+            names = [name for index, name in enumerate(names) if index not in set(left)]
+            rows = rows[: len(names)]
         return Glance(names, PendingStatistics(lambda: rows))
 
     def _look_at_device(self) -> Glance | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepwatch.probe.compiled import measure_into, type_code
+from stepwatch.probe.compiled import measure_into
 from stepwatch.probe.store.schema import STAT_COLUMNS
 
 _ROW_BYTES = 8 * len(STAT_COLUMNS)
@@ -30,33 +27,21 @@ class StatisticsSheet:
 
     def add(self, name: str, tensor: torch.Tensor) -> bool:
         """Measure a tensor now; False where it has to be measured in another way."""
-        code = type_code(tensor)
-        if code is None:
-            return False
-        address, numel = tensor.data_ptr(), tensor.numel()
-        if not address and numel:
-            return False
-        self._measure([name], array("q", (address, numel, code)))
-        return True
+        return not self.add_all([name], [tensor])
 
-    def add_all(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[int]:
-        """Measure tensors together; the indices of those that have to be measured in another way."""
-        described = array("q")
-        added: list[str] = []
-        left: list[int] = []
-        for index, tensor in enumerate(tensors):
-            code = type_code(tensor)
-            if code is None:
-                left.append(index)
-                continue
-            address, numel = tensor.data_ptr(), tensor.numel()
-            if not address and numel:
-                left.append(index)
-                continue
-            described.extend((address, numel, code))
-            added.append(names[index])
-        if added:
-            self._measure(added, described)
+    def add_all(self, names: list[str], tensors: list[torch.Tensor]) -> list[int] | None:
+        """Measure tensors now, together; the indices of those that have to be measured in another way, if any."""
+        used = len(self.names)
+        if used + len(names) > len(self._matrix):
+            filled = self.matrix()
+            self._allocate(used + max(used, len(names)))
+            self._matrix[:used] = filled
+        broken, left = measure_into(self._address + used * _ROW_BYTES, tensors)
+        self.broken += broken
+        if left:
+            others = set(left)
+            names = [name for index, name in enumerate(names) if index not in others]
+        self.names += names
         return left
 
     def matrix(self) -> NDArray[np.float64]:
@@ -67,15 +52,6 @@ class StatisticsSheet:
         """Forget all rows."""
         self.names.clear()
         self.broken = 0
-
-    def _measure(self, names: list[str], described: array[int]) -> None:
-        used = len(self.names)
-        if used + len(names) > len(self._matrix):
-            filled = self.matrix()
-            self._allocate(used + max(used, len(names)))
-            self._matrix[:used] = filled
-        self.broken += measure_into(self._address + used * _ROW_BYTES, described)
-        self.names += names
 
     def _allocate(self, rows: int) -> None:
         self._matrix = np.empty((rows, len(STAT_COLUMNS)))

@@ -88,7 +88,7 @@ def measure(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
     Args:
         tensors: of any dtype, shape and layout for which :func:`unsupported` is None.
     """
-    if compiled.available() and all(compiled.type_code(tensor) is not None for tensor in tensors):
+    if compiled.readable(tensors):
         matrix = compiled.measure(tensors)
         return PendingStatistics(lambda: matrix)
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():

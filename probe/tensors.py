@@ -194,12 +194,13 @@ class TensorRecorder:
                 self._measure(record, given, lambda pending: _Unscaled(pending, scale, overflow))
         broken = record.sheet.broken
         left = record.sheet.add_all([entry.name for entry, _ in pairs], [tensor for _, tensor in pairs])
-        self._measure(record, [pairs[index] for index in left])
+        if left:
+            self._measure(record, [pairs[index] for index in left])
         finite = record.sheet.broken == broken
         if self._any_raw:
-            unmeasured = set(left)
+            others = set(left or ())
             for index, (entry, tensor) in enumerate(pairs):
-                if entry.raw and index not in unmeasured:
+                if entry.raw and index not in others:
                     record.add_value(entry.name, tensor)
         return finite
 

@@ -89,7 +89,7 @@ def built(folder: Path, *flags: str) -> Callable[[list[torch.Tensor]], Matrix]:
     flags = ("-std=gnu11", "-O3", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", *flags)
     command = [compiler, *flags, "-DPORTABLE", "-shared", "-fPIC", str(KERNEL_SOURCE), "-o", str(library)]
     subprocess.run([*command, "-lm"], check=True)
-    function = ctypes.CDLL(str(library)).stepwatch_measure_2
+    function = ctypes.CDLL(str(library)).stepwatch_measure
 
     def measure_with(tensors: list[torch.Tensor]) -> Matrix:
         rows = [(t.data_ptr(), t.numel(), compiled.TYPES[t.dtype]) for t in tensors]
