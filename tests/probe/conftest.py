@@ -32,6 +32,15 @@ def _seeded() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost these small models more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def make_hook(tmp_path: Path) -> Iterator[Callable[..., Hook]]:
     hooks: list[Hook] = []

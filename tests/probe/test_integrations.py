@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,10 @@ from stepwatch.probe import SaveConfig, TrainingStopped
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.reader import Trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY = SaveConfig(save_interval=1)
 ENDLESS = 1000  # epochs: a stop comes some steps after what it is asked for
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost these small models more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def data(count: int = 320) -> tuple[torch.Tensor, torch.Tensor]:
