@@ -28,8 +28,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.hook import Hook
+from stepwatch.probe.integrations.frameworks import Frameworks
 from stepwatch.probe.lifecycle import describe_exception
 from stepwatch.probe.stopping import TrainingFinished, TrainingStopped
+from stepwatch.probe.store.errors import TraceError
 
 _STEPS_OF_DISCOVERY = 100
 
@@ -49,27 +51,41 @@ def default_run_dir(target: str) -> Path:
     return Path("runs") / f"{Path(target).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[], Hook | None]) -> int:
+def launch(
+    target: str,
+    args: list[str],
+    *,
+    module: bool,
+    out_dir: str | Path,
+    options: dict[str, Any],
+    has_own_hook: Callable[[], bool] = lambda: False,
+) -> int:
     """Run a script or module under a hook and return its exit status.
 
     Args:
         target: path of the script, or name of the module.
         args: its arguments.
         module: whether ``target`` is a module's name, as with ``python -m``.
-        make_hook: makes the hook when the first model is seen; None where the script has one of its own.
+        out_dir: directory or URL of the run.
+        options: further arguments of the hook.
+        has_own_hook: whether the script has made a hook by itself; asked when the first model is seen.
 
     Raises:
         LaunchError: there is no such script or module.
     """
     code, main = _load_module(target, args) if module else _load_script(target, args)
     sys.modules["__main__"] = main
-    watch = _Discovery(make_hook)
+    watch = _Discovery(out_dir, options, has_own_hook)
     try:
         exec(code, main.__dict__)
     except TrainingStopped as stopped:
         print(f"stepwatch: {stopped}", file=sys.stderr)
         watch.close("stopped", stopped.reason)
         return 0 if isinstance(stopped, TrainingFinished) else 1
+    except TraceError as error:
+        print(f"stepwatch: {error}", file=sys.stderr)
+        watch.close("exception", str(error))
+        return 2
     except SystemExit as end:
         watch.close("finished")
         return _exit_status(end)
@@ -84,7 +100,7 @@ def launch(target: str, args: list[str], *, module: bool, make_hook: Callable[[]
         watch.close("exception", describe_exception(type(error), error))
         return 1
     watch.close("finished")
-    return 0
+    return 1 if watch.frameworks.stopped is not None else 0
 
 
 class _Discovery:
@@ -94,10 +110,13 @@ class _Discovery:
     step costs what it costs with a hook made by hand.
     """
 
-    def __init__(self, make_hook: Callable[[], Hook | None]) -> None:
-        self._make_hook = make_hook
+    def __init__(self, out_dir: str | Path, options: dict[str, Any], has_own_hook: Callable[[], bool]) -> None:
+        self._out_dir = out_dir
+        self._options = options
+        self._has_own_hook = has_own_hook
         self._hook: Hook | None = None
-        self._found = False
+        self._left_alone = False
+        self.frameworks = Frameworks(out_dir, options, self._is_free)
         self._depth = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._handles = [
@@ -109,16 +128,22 @@ class _Discovery:
     def close(self, status: str, reason: str = "") -> None:
         """The script has ended."""
         self._remove()
+        self.frameworks.close()
         if self._hook is not None:
             self._hook.close(status, reason)
-        elif not self._found:
+        elif not self._left_alone and not self.frameworks.recorded:
             print("stepwatch: nothing was recorded: no model was called", file=sys.stderr)
 
+    def _is_free(self) -> bool:
+        """Whether nothing records the script so far."""
+        self._left_alone = self._left_alone or self._has_own_hook()
+        return self._hook is None and not self._left_alone
+
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if is_traced():
+        if is_traced() or self.frameworks.at_work:
             return
         self._depth += 1
-        if self._depth > 1 or module in self._seen:
+        if self._depth > 1 or module in self._seen or _is_symbolic(args):
             return
         self._seen.add(module)
         if is_loss(module):
@@ -126,18 +151,27 @@ class _Discovery:
                 self._hook.watch_loss(module)
         elif next(module.parameters(), None) is not None:
             if self._hook is None:
-                self._found = True
-                self._hook = self._make_hook()
-                if self._hook is None:
+                if self.frameworks.recorded or not self._is_free():
                     self._remove()
                     return
-                self._hook.expect_optimizer()
+                self._hook = self._make_hook()
             self._hook.watch_model(module)
             # The module's own hooks for this call were collected before ours was among them.
             self._hook._before_forward(module, args, {})
 
+    def _make_hook(self) -> Hook:
+        try:
+            hook = Hook(self._out_dir, **{**self.frameworks.hook_options(), **self._options})
+        except (TraceError, ValueError) as error:
+            self._left_alone = True
+            print(f"stepwatch: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        self.frameworks.attach(hook)
+        hook.expect_optimizer()
+        return hook
+
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not is_traced():
+        if not is_traced() and not self.frameworks.at_work:
             self._depth = max(self._depth - 1, 0)
 
     def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -153,6 +187,11 @@ class _Discovery:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _is_symbolic(args: Any) -> bool:
+    """Whether a module is only asked for the shape of its output, as Keras does."""
+    return any(getattr(each, "is_meta", False) or type(each).__name__ == "KerasTensor" for each in args)
 
 
 def is_loss(module: nn.Module) -> bool:

@@ -59,28 +59,27 @@ def command(
         settings["profile_steps"] = _spell_steps(profile_steps)
     collected = settings.pop("out_dir", None)
     try:
-        from stepwatch.probe import Hook, SaveConfig
+        from stepwatch.probe import SaveConfig
         from stepwatch.probe.launch import LaunchError, default_run_dir, launch
         from stepwatch.probe.smdebug.hook import get_hook
-        from stepwatch.probe.store.errors import TraceError
     except ImportError as error:
         errors.fail(error)
 
     if save_interval:
         settings["save_config"] = SaveConfig(save_interval=save_interval)
 
-    def make_hook() -> Hook | None:
-        if get_hook() is not None:
-            return None  # the script has smdebug's
-        try:
-            return Hook(run_dir, rules=chosen, actions=actions, tags=tags, **settings)
-        except (TraceError, ValueError) as error:
-            errors.fail(error)
-
     _provide_smdebug()
     try:
         run_dir = out or collected or default_run_dir(script)
-        status = launch(script, list(args), module=module, make_hook=make_hook)
+        settings |= {"rules": chosen, "actions": actions, "tags": tags}
+        status = launch(
+            script,
+            list(args),
+            module=module,
+            out_dir=run_dir,
+            options=settings,
+            has_own_hook=lambda: get_hook() is not None,  # smdebug's
+        )
     except LaunchError as error:
         errors.fail(error)
     raise SystemExit(status)

@@ -12,6 +12,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from torch import nn
 
 from stepwatch.probe.hook import Hook
+from stepwatch.probe.stopping import Checkpoint
 
 
 def watch(
@@ -34,15 +35,21 @@ def watch(
         options: further arguments of :class:`stepwatch.probe.Hook`.
     """
 
-    def checkpoint(step: int) -> Path:
+    inner = getattr(optimizer, "optimizer", optimizer)
+    hook = Hook(out_dir, model=model, optimizer=inner, **{"checkpoint": saving(accelerator, out_dir), **options})
+    accelerator.trackers.append(StepwatchTracker(hook))
+    return hook
+
+
+def saving(accelerator: Accelerator, out_dir: str | os.PathLike[str]) -> Checkpoint:
+    """Saves what Accelerate has prepared below the run's directory, before a stop."""
+
+    def save(step: int) -> Path:
         path = Path(out_dir) / f"checkpoint-{step}"
         accelerator.save_state(str(path))
         return path
 
-    inner = getattr(optimizer, "optimizer", optimizer)
-    hook = Hook(out_dir, model=model, optimizer=inner, **{"checkpoint": checkpoint, **options})
-    accelerator.trackers.append(StepwatchTracker(hook))
-    return hook
+    return save
 
 
 class StepwatchTracker(GeneralTracker):  # type: ignore[misc]

@@ -51,6 +51,7 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Attributes:
         hook: the hook of the ``fit`` under way; None outside.
+        stop_reason: why it was stopped, it or the one before; None where it was not.
 
     Args:
         out_dir: directory of the run.
@@ -65,7 +66,7 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self.hook: Hook | None = None
         self._out_dir = Path(out_dir)
         self._options = options
-        self._stop_reason: str | None = None
+        self.stop_reason: str | None = None
         self._logged: set[str] = set()
         self._detach: list[Callable[[], object]] = []
 
@@ -74,7 +75,7 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if keras.backend.backend() != "torch":
             raise RuntimeError(f"Keras runs on {keras.backend.backend()!r}; expected KERAS_BACKEND=torch")
         self._close("exception", "fit did not return")  # the one before, where it failed outside a step
-        self._stop_reason = None
+        self.stop_reason = None
         view = LayerView(self.model)
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         update = KerasOptimizer(optimizer, [parameter for _, parameter in view.named_parameters()])
@@ -120,8 +121,8 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self.hook is None:
             return
         step = self.hook.step
-        self._close("finished" if self._stop_reason is None else "stopped", self._stop_reason or "")
-        if self._stop_reason is not None:
+        self._close("finished" if self.stop_reason is None else "stopped", self.stop_reason or "")
+        if self.stop_reason is not None:
             self.model.save(self._checkpoint(step))
 
     def _close(self, status: str, reason: str = "") -> None:
@@ -153,7 +154,7 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         return self._out_dir / f"checkpoint-{step}.keras"
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = reason
+        self.stop_reason = reason
         self.model.stop_training = True
 
 

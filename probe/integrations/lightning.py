@@ -25,6 +25,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
 
     Attributes:
         hook: the hook of the fit under way; None outside.
+        stop_reason: why it was stopped, it or the one before; None where it was not.
 
     Args:
         out_dir: directory of the run.
@@ -35,14 +36,14 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         self.hook: Hook | None = None
         self._out_dir = Path(out_dir)
         self._options = options
-        self._stop_reason: str | None = None
+        self.stop_reason: str | None = None
         self._logged: dict[str, Any] = {}
         self._training: set[str] = set()
         self._release: Callable[[], object] = lambda: None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
-        self._stop_reason = None
+        self.stop_reason = None
         self._logged = dict(trainer.callback_metrics)
         optimizers = [getattr(each, "optimizer", each) for each in trainer.optimizers]
         resumed = {"start_step": trainer.global_step} if trainer.global_step else {}
@@ -69,7 +70,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Record what was logged; stop where that is due."""
         self._training |= self._log(trainer)
-        if self.hook is not None and self._stop_reason is not None and not trainer.should_stop:
+        if self.hook is not None and self.stop_reason is not None and not trainer.should_stop:
             trainer.save_checkpoint(self._checkpoint(self.hook.step))
             trainer.should_stop = True
 
@@ -97,7 +98,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run."""
-        self._close("finished" if self._stop_reason is None else "stopped", self._stop_reason or "")
+        self._close("finished" if self.stop_reason is None else "stopped", self.stop_reason or "")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the run, and say why it ended."""
@@ -131,7 +132,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         return self._out_dir / f"checkpoint-{step}.ckpt"
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = reason
+        self.stop_reason = reason
 
     def _log(self, trainer: Trainer, besides: Set[str] = frozenset()) -> set[str]:
         """Record the metrics that have new values, and return their names."""

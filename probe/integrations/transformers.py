@@ -25,6 +25,7 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
 
     Attributes:
         hook: the hook of the training under way; None outside.
+        stop_reason: why it was stopped, it or the one before; None where it was not.
 
     Args:
         out_dir: directory of the run.
@@ -35,13 +36,13 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
         self.hook: Hook | None = None
         self._out_dir = out_dir
         self._options = options
-        self._stop_reason: str | None = None
+        self.stop_reason: str | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model and the optimizer."""
-        self._stop_reason = None
+        self.stop_reason = None
         optimizer = kwargs["optimizer"]
 
         def checkpoint(step: int) -> Path:
@@ -71,7 +72,7 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have the Trainer save and stop where that is due, and keep what its rotation is not to lose."""
-        if self._stop_reason is not None:
+        if self.stop_reason is not None:
             control.should_save = control.should_training_stop = True
         if control.should_save and args.save_total_limit and state.is_world_process_zero and self.hook is not None:
             for checkpoint in needed_checkpoints(self.hook.out_dir):
@@ -87,7 +88,7 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Close the run."""
         if self.hook is not None:
-            self.hook.close("finished" if self._stop_reason is None else "stopped", self._stop_reason or "")
+            self.hook.close("finished" if self.stop_reason is None else "stopped", self.stop_reason or "")
             self.hook = None
 
     def _keep(self, checkpoint: Path) -> None:
@@ -98,4 +99,4 @@ class StepwatchCallback(TrainerCallback):  # type: ignore[misc]
             log.warning("%s: the last healthy checkpoint may be rotated away: %s", checkpoint, error)
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = reason
+        self.stop_reason = reason

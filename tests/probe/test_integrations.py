@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,29 +193,6 @@ def test_a_trainer_saves_its_own_checkpoint_and_stops(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path / "run")
     assert checkpoint == tmp_path / "output" / f"checkpoint-{stopped_at}"
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == stopped_at
-
-
-TRAINER_SCRIPT = """
-import torch, transformers
-from tests.probe.test_integrations import Classifier, data
-
-rows = [{"x": x, "labels": y} for x, y in zip(*data(64))]
-arguments = transformers.TrainingArguments("output", num_train_epochs=1, save_strategy="no", report_to=[], use_cpu=True)
-transformers.Trainer(model=Classifier(), args=arguments, train_dataset=rows).train()
-"""
-
-
-def test_a_trainer_is_recorded_without_an_adapter(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    (tmp_path / "train.py").write_text(TRAINER_SCRIPT)
-    command = [sys.executable, "-m", "stepwatch.cli", "run", "--out", "run", "--save-interval", "1", "train.py"]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    trace = Trace(tmp_path / "run")
-    assert sorted(set(scalars(trace, "TRAIN")["loss_output_0"])) == list(range(8))
-    assert {"gradient/Classifier_net.0.weight", "net.1_output_0"} <= set(trace.tensors())
 
 
 # -- Accelerate -----------------------------------------------------------------------------------------
