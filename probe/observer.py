@@ -224,7 +224,8 @@ class StepObserver:
             # those of the closure's last evaluation
             self._see_update(record, optimizer, weights=False, gradients=True)
         if record is not None:
-            self._update.after(record)
+            if record.due:
+                self._update.after(record)
             self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         self._skips = 0

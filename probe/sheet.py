@@ -27,15 +27,21 @@ class StatisticsSheet:
 
     def add(self, name: str, tensor: torch.Tensor) -> bool:
         """Measure a tensor now; False where it has to be measured in another way."""
-        return not self.add_all([name], [tensor])
+        used = len(self.names)
+        if used == len(self._matrix):
+            self._grow(used)
+        broken, left = measure_into(self._address + used * _ROW_BYTES, (tensor,))
+        if left:
+            return False
+        self.broken += broken
+        self.names.append(name)
+        return True
 
     def add_all(self, names: list[str], tensors: list[torch.Tensor]) -> list[int] | None:
         """Measure tensors now, together; the indices of those that have to be measured in another way, if any."""
         used = len(self.names)
         if used + len(names) > len(self._matrix):
-            filled = self.matrix()
-            self._allocate(used + max(used, len(names)))
-            self._matrix[:used] = filled
+            self._grow(max(used, len(names)))
         broken, left = measure_into(self._address + used * _ROW_BYTES, tensors)
         self.broken += broken
         if left:
@@ -48,10 +54,10 @@ class StatisticsSheet:
         """float64 [len(names), len(STAT_COLUMNS)]."""
         return self._matrix[: len(self.names)]
 
-    def clear(self) -> None:
-        """Forget all rows."""
-        self.names.clear()
-        self.broken = 0
+    def _grow(self, rows: int) -> None:
+        filled = self.matrix()
+        self._allocate(len(self._matrix) + rows)
+        self._matrix[: len(filled)] = filled
 
     def _allocate(self, rows: int) -> None:
         self._matrix = np.empty((rows, len(STAT_COLUMNS)))

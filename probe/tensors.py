@@ -21,11 +21,18 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import COUNT_COLUMNS
 
 
-class _Membership(NamedTuple):
+class Membership(NamedTuple):
     """Collections of a tensor, and whether any that is saved wants it whole."""
 
     collections: tuple[str, ...]
     raw: bool
+
+
+class _Passing(NamedTuple):
+    """A tensor that passes a tap."""
+
+    name: str
+    membership: Membership
 
 
 class _Parameter(NamedTuple):
@@ -66,7 +73,8 @@ class TensorRecorder:
         self._note = note
         self._derived = DerivedQuantities()
         self._described: set[str] = set()
-        self._memberships: dict[tuple[str, Origin], _Membership] = {}
+        self._memberships: dict[tuple[str, Origin], Membership] = {}
+        self._passing: dict[Tap, list[_Passing]] = {}
         self._selections: dict[frozenset[str], _Selection] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._guard: GradientGuard | None = None
@@ -107,25 +115,31 @@ class TensorRecorder:
 
     def see_call(self, record: OpenRecord, tap: Tap, module: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
         """Tensors of a module call."""
-        if not tensors:
-            return
-        names = tap.names(tap.seen, len(tensors))
+        known = self._passing.setdefault(tap, [])
+        first = tap.seen
         tap.seen += len(tensors)
-        for name, tensor in zip(names, tensors, strict=True):
-            self.see_tensor(record, name, tensor, tap.origin)
-        if tap.is_output and record.mode in TRAINING:
-            self._derived.see_output(record, names[0], module, tensors[0])
+        if tap.seen > len(known):
+            names = tap.names(len(known), tap.seen - len(known))
+            known += [_Passing(name, self._members(name, tap.origin)) for name in names]
+        for index, tensor in enumerate(tensors, first):
+            name, membership = known[index]
+            if not record.due.isdisjoint(membership.collections):
+                self._add(record, name, tensor, tap.origin, membership)
+        if tap.is_output and tensors and record.mode in TRAINING:
+            self._derived.see_output(record, known[first].name, module, tensors[0])
 
     def see_tensor(self, record: OpenRecord, name: str, tensor: torch.Tensor, origin: Origin) -> None:
         """One tensor, if any of its collections is due."""
         member = self._members(name, origin)
-        if record.due.isdisjoint(member.collections):
-            return
+        if not record.due.isdisjoint(member.collections):
+            self._add(record, name, tensor, origin, member)
+
+    def _add(self, record: OpenRecord, name: str, tensor: torch.Tensor, origin: Origin, membership: Membership) -> None:
         if name not in self._described and not self._describe(name, tensor, origin):
             return
         if not record.sheet.add(name, tensor):
             record.add_statistics([name], measure([tensor.detach()]))
-        if member.raw:
+        if membership.raw:
             record.add_value(name, tensor)
 
     def see_labels(self, record: OpenRecord, name: str, loss: nn.Module, inputs: Sequence[Any]) -> None:
@@ -244,14 +258,14 @@ class TensorRecorder:
                             selection.weights.append(entry)
         return selection
 
-    def _members(self, name: str, origin: Origin) -> _Membership:
+    def _members(self, name: str, origin: Origin) -> Membership:
         key = (name, origin)
         found = self._memberships.get(key)
         if found is None:
             collections = self._registry.of_tensor(name, origin.collections)
             configs = [collection.reduction_config for collection in self._registry.saved(collections)]
             raw = any(config.save_raw_tensor if config else self._raw for config in configs)
-            found = self._memberships[key] = _Membership(collections, raw)
+            found = self._memberships[key] = Membership(collections, raw)
             self._any_raw |= raw
         return found
 

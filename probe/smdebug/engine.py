@@ -27,7 +27,7 @@ from stepwatch.probe.smdebug.errors import InvalidCollectionConfiguration
 from stepwatch.probe.statistics import measure
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY
 from stepwatch.probe.store.smdebug.importing import write_origin
-from stepwatch.probe.tensors import TensorRecorder
+from stepwatch.probe.tensors import Membership, TensorRecorder
 
 _WITHOUT_GRADIENTS = (ModeKeys.EVAL, ModeKeys.PREDICT)
 _OPERATIONS = {"variance": torch.Tensor.var, **{n: getattr(torch.Tensor, n) for n in ("min", "max", "mean", "std")}}
@@ -235,14 +235,12 @@ class _Recorder(TensorRecorder):
         self._default = default
         self._wanted: dict[str, tuple[list[str], bool]] = {}
 
-    def see_tensor(self, record: OpenRecord, name: str, tensor: torch.Tensor, origin: Origin) -> None:
-        """One tensor, if any of its collections is due."""
-        super().see_tensor(record, name, tensor, origin)
-        member = self._members(name, origin)
-        if record.due.isdisjoint(member.collections) or name not in self._described:
+    def _add(self, record: OpenRecord, name: str, tensor: torch.Tensor, origin: Origin, membership: Membership) -> None:
+        super()._add(record, name, tensor, origin, membership)
+        if name not in self._described:
             return
         if name not in self._wanted:
-            self._wanted[name] = self._configured(member.collections)
+            self._wanted[name] = self._configured(membership.collections)
         reductions, shape = self._wanted[name]
         for reduction in reductions:
             value = reduce(tensor, reduction)
