@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from stepwatch.probe.system.amd import AmdDevices
 from stepwatch.probe.system.cgroup import ControlGroup
 from stepwatch.probe.system.node import Cores, Disks, Memory, Network, Pressure, Processors, Volumes
 from stepwatch.probe.system.nvidia import NvidiaDevices
@@ -119,10 +120,14 @@ def open_sources(volumes: Sequence[Path], process: psutil.Process | None = None)
             sources.append(make())
         except (psutil.Error, OSError, RuntimeError, ValueError) as error:
             log.info("part of the machine is not sampled: %s", error)
-    try:
-        sources += NvidiaDevices(pid).sources()
-    except RuntimeError as error:
-        log.info("no GPU is sampled: %s", error)
+    missing: list[str] = []
+    for devices in (NvidiaDevices, AmdDevices):
+        try:
+            sources += devices(pid).sources()
+        except RuntimeError as error:
+            missing.append(str(error))
+    if len(missing) == 2:
+        log.info("no GPU is sampled: %s", "; ".join(missing))
     return sources
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from stepwatch.probe.system.source import Rates, Reading, Source
+from stepwatch.probe.system.fields import DeviceFields, Field
+from stepwatch.probe.system.source import Reading, Source
 
 log = logging.getLogger("stepwatch")
 
@@ -66,50 +67,33 @@ class NvidiaDevices:
         return [_Use(self), _Health(self), _Traffic(self)]
 
 
-class _Fields(Source):
-    """Fields of devices, each read on its own: one that a device lacks costs only itself, and only once."""
+class _Fields(DeviceFields):
+    """Fields of NVIDIA devices, and of their instances."""
 
     def __init__(self, devices: NvidiaDevices) -> None:
         self.nvml = devices.nvml
-        self._failure = devices.failure
-        self._rates = Rates()
-        self._fields: list[tuple[str, str, Callable[[], float]]] = [
-            *((uuid, *field) for uuid, handle in devices.physical.items() for field in self.of_device(handle)),
-            *((uuid, *field) for uuid, handle in devices.instances.items() for field in self.of_instance(handle)),
-        ]
+        self.failure = devices.failure
+        self.lacking = {getattr(self.nvml, f"NVML_ERROR_{why}") for why in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND")}
+        super().__init__(
+            [
+                *((uuid, *field) for uuid, handle in devices.physical.items() for field in self.of_device(handle)),
+                *((uuid, *field) for uuid, handle in devices.instances.items() for field in self.of_instance(handle)),
+            ]
+        )
 
-    def of_device(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
-        """Metrics of a device and how each is read."""
-        raise NotImplementedError
+    def lacks(self, error: Exception) -> bool:
+        """See the base class."""
+        return getattr(error, "value", None) in self.lacking
 
-    def of_instance(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_instance(self, handle: Any) -> Iterator[Field]:
         """Metrics of a MIG instance and how each is read."""
         return iter(())
-
-    def read(self, now: float) -> Iterator[Reading]:
-        """See the base class. A metric named ``..._total`` is given as its growth per second."""
-        lacking = {getattr(self.nvml, f"NVML_ERROR_{why}") for why in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND")}
-        for field in list(self._fields):
-            uuid, metric, get = field
-            try:
-                value = float(get())
-            except self._failure as error:
-                if getattr(error, "value", None) in lacking:
-                    self._fields.remove(field)
-                log.debug("%s of %s cannot be read: %s", metric, uuid, error)
-                continue
-            if metric.endswith("_total"):
-                rate = self._rates.of(f"{uuid} {metric}", value, now)
-                if rate is not None:
-                    yield uuid, f"{metric.removesuffix('_total')}_per_s", round(rate)
-            else:
-                yield uuid, metric, value
 
 
 class _Use(_Fields):
     """What changes from one sample to the next."""
 
-    def of_device(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_device(self, handle: Any) -> Iterator[Field]:
         """See the base class."""
         nvml = self.nvml
         yield "utilization_percent", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu
@@ -120,7 +104,7 @@ class _Use(_Fields):
             mask = sum(getattr(nvml, f"nvmlClocksThrottleReason{name}") for name in names)
             yield metric, partial(self._throttled, handle, mask)
 
-    def of_instance(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_instance(self, handle: Any) -> Iterator[Field]:
         """See the base class."""
         nvml = self.nvml
         yield "memory_used_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used // _MIB * _MIB
@@ -143,11 +127,11 @@ class _Health(_Fields):
             self._events = self.nvml.nvmlEventSetCreate()
             for handle in devices.physical.values():
                 self.nvml.nvmlDeviceRegisterEvents(handle, self.nvml.nvmlEventTypeXidCriticalError, self._events)
-        except self._failure as error:
+        except self.failure as error:
             self._events = None
             log.debug("XID errors cannot be listened for: %s", error)
 
-    def of_device(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_device(self, handle: Any) -> Iterator[Field]:
         """See the base class."""
         nvml = self.nvml
         yield "memory_total_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total
@@ -162,7 +146,7 @@ class _Health(_Fields):
             yield f"ecc_{name}", partial(nvml.nvmlDeviceGetTotalEccErrors, handle, *which)
         yield "remapped_rows_pending", lambda: nvml.nvmlDeviceGetRemappedRows(handle)[2]
 
-    def of_instance(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_instance(self, handle: Any) -> Iterator[Field]:
         """See the base class."""
         nvml = self.nvml
         yield "memory_total_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total
@@ -173,7 +157,7 @@ class _Health(_Fields):
         while self._events is not None:
             try:
                 event = self.nvml.nvmlEventSetWait_v2(self._events, 0)
-            except self._failure:  # none is waiting
+            except self.failure:  # none is waiting
                 return
             uuid = self._uuids.get(_address(event.device))
             if uuid is not None:
@@ -185,7 +169,7 @@ class _Traffic(_Fields):
 
     period = 10.0
 
-    def of_device(self, handle: Any) -> Iterator[tuple[str, Callable[[], float]]]:
+    def of_device(self, handle: Any) -> Iterator[Field]:
         """See the base class."""
         nvml = self.nvml
         for name, kind in (("receive", "RX"), ("send", "TX")):

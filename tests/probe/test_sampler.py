@@ -357,5 +357,5 @@ def test_a_machine_without_a_driver_says_so_once(caplog: pytest.LogCaptureFixtur
         sampler.stop()
     assert rows
     assert [record.message for record in caplog.records if "GPU" in record.message] == [
-        "no GPU is sampled: NVML: NVML Shared Library Not Found"
+        "no GPU is sampled: NVML: NVML Shared Library Not Found; AMD SMI: no driver"
     ]
