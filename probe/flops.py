@@ -25,11 +25,13 @@ class StepWork:
     convolutions and attention; what else a step computes is little beside these.
 
     Recomputed activations count as often as they are computed. Nothing is counted where a part of a model is compiled
-    (graphs hide what they compute) or replicated by DataParallel (in threads of its own).
+    (graphs hide what they compute) or replicated by DataParallel (in threads of its own). A step that is being profiled
+    is let pass, and the next one counted: the operations of a counted step take longer on the host.
     """
 
     def __init__(self) -> None:
         self._updates = 0
+        self._profiled = False
         self._counter: _Counter | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -38,13 +40,14 @@ class StepWork:
         self._updates += 1
         if self._updates == _WARM_UP_UPDATES:
             self._begin(models)
-        elif self._counter is not None:
+        elif self._counter is not None and not self._profiled:
             return self._end()
+        self._profiled = False
         return {}
 
     def backward_begins(self) -> None:
         """A backward pass begins."""
-        if self._counter is not None:
+        if self._counter is not None and self._counts():
             self._counter.enter()
 
     def backward_ends(self) -> None:
@@ -66,12 +69,21 @@ class StepWork:
         counter = self._counter = _Counter()
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            counter.see_inputs(args, kwargs)
-            counter.enter()
+            if self._counts():
+                counter.see_inputs(args, kwargs)
+                counter.enter()
 
         for model in models:
             self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(model.register_forward_hook(lambda *_: counter.leave(), always_call=True))
+
+    def _counts(self) -> bool:
+        """Whether the open step is counted: not any more when a profiler is at work in it."""
+        if not self._profiled and torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+            assert self._counter is not None
+            self._profiled = True
+            self._counter.forget()
+        return not self._profiled
 
     def _end(self) -> dict[str, float]:
         assert self._counter is not None
@@ -101,6 +113,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: dict[tuple[torch.device, torch.dtype], int] = {}
         self.tokens = 0
         self._depth = 0
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.flops.clear()
+        self.tokens = 0
 
     def enter(self) -> None:
         """Begin to count."""

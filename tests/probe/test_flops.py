@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,12 @@ def passes(model: nn.Module, ids: torch.Tensor) -> None:
     nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
 
 
-def record(run: Path, model: Language, *, steps: int = 6, between: Callable[[int], None] = lambda step: None) -> Trace:
+def record(
+    run: Path, model: Language, *, steps: int = 6, between: Callable[[int], None] = lambda step: None, **options: Any
+) -> Trace:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with Hook(run, model=model, optimizer=optimizer, save_config=SaveConfig(save_interval=2), system_interval=0):
+    options = {"save_config": SaveConfig(save_interval=2), "system_interval": 0, **options}
+    with Hook(run, model=model, optimizer=optimizer, **options):
         for step, ids in enumerate(DataLoader(torch.randint(50, (4 * steps, 12)), batch_size=4)):
             between(step)
             for half in ids.split(2):
@@ -60,6 +64,18 @@ def counted(trace: Trace) -> dict[str, list[float]]:
     rows = trace.table("scalars", columns=["step", "name", "value"]).to_pandas()
     rows = rows[rows["name"].isin(["stepwatch/flops", "stepwatch/tokens", "stepwatch/seconds_at_peak"])]
     return {str(name): group["value"].tolist() for name, group in rows.groupby("name")}
+
+
+def test_a_profiled_step_is_let_pass_and_the_next_one_counted(tmp_path: Path) -> None:
+    plain = record(tmp_path / "plain", Language())
+    profiled = record(tmp_path / "profiled", Language(), profile_steps=range(3, 5))
+
+    def step(trace: Trace) -> list[int]:
+        rows = trace.table("scalars", columns=["step", "name"]).to_pandas()
+        return rows[rows["name"] == "stepwatch/flops"]["step"].tolist()
+
+    assert (step(plain), step(profiled)) == ([3], [5])
+    assert counted(plain) == counted(profiled)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
