@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from stepwatch.cli.outliers import outliers
 from stepwatch.cli.series import series_of
-from stepwatch.cli.step_times import PHASES, WITHIN, step_times
+from stepwatch.cli.step_times import PHASES, WITHIN, device_times, step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import FLOPS_SCALAR, PEAK_SECONDS_SCALAR, TOKENS_SCALAR
 
@@ -53,6 +53,7 @@ def time_profile(trace: Trace) -> dict[str, Any]:
         },
         "shares": {str(rank): shares(times) for rank, times in by_rank.items()},
         "collectives": {str(rank): share_of(times, "collective") for rank, times in by_rank.items()},
+        "on_device": {str(rank): spread for rank in by_rank if (spread := _on_device(trace, rank))},
         "outliers": outliers(trace, by_rank),
         "loading": None if first is None else loading(first),
         "throughput": throughput(trace, by_rank),
@@ -104,6 +105,11 @@ def _seconds(trace: Trace, times: pd.DataFrame | None) -> dict[str, float]:
         "after_last_step": after,
         "between_steps": max(total - before - after - training - evaluation, 0.0),
     }
+
+
+def _on_device(trace: Trace, rank: int) -> dict[str, dict[str, float]]:
+    times = device_times(trace, rank)
+    return {str(phase): _spread(told) for phase in times if len(told := times[phase].dropna())}
 
 
 def _spread(values: pd.Series) -> dict[str, float]:

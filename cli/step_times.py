@@ -12,6 +12,20 @@ PHASES = ("loader", "checkpoint", "data", "forward", "backward", "optimizer", "o
 WITHIN = ("hook", "collective")
 """What the hook itself takes and what is waited for other ranks, within the phases."""
 
+ON_DEVICE = ("forward", "backward", "optimizer", "collective")
+"""Phases that devices tell of themselves, in some steps."""
+
+
+def device_times(trace: Trace, rank: int) -> pd.DataFrame:
+    """Milliseconds of each of :data:`ON_DEVICE` on the device of a rank, of the training steps in which it told them.
+
+    NaN where a step had no such phase.
+    """
+    columns = [f"device_{phase}_ns" for phase in ON_DEVICE]
+    rows = trace.table("steps", columns=columns, ranks=[rank], modes=["TRAIN", "GLOBAL"]).to_pandas()
+    found = pd.DataFrame({phase: rows[column] / 1e6 for phase, column in zip(ON_DEVICE, columns, strict=True)})
+    return found.dropna(how="all")
+
 
 def step_times(trace: Trace, rank: int) -> pd.DataFrame:
     """Milliseconds of each phase of a rank's training steps, in recorded order.

@@ -6,8 +6,12 @@ autograd's engine that they queue in the course of it. The engine runs such call
 queued, so that one that is queued when the pass begins is run when the last gradient is there and nothing was waited
 for yet: what passes from there to the end of the pass is waiting. Communication hooks are left alone.
 
-Not seen are functional collectives (tensor parallelism) and those in compiled graphs. Under NCCL it is the device that
-waits, not the host: these times are next to nothing then.
+Not seen are functional collectives (tensor parallelism) and those in compiled graphs.
+
+Under NCCL it is the device that waits, not the host, whose times are next to nothing then; the device's own are those
+of :mod:`.device_clock`, marked at the same places. The engine runs the callback on the stream that the pass was called
+on, when that has been told to wait for the gradients, and from there to the end of the pass it is told to wait for the
+collectives.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ class BackwardWait:
             self._handle.remove()
             self._handle = None
         if self._since:
+            self._clock.device.end(COLLECTIVE)
             counted = self._clock.waiting(COLLECTIVE) - self._counted
             self._clock.waited(COLLECTIVE, perf_counter_ns() - self._since - counted)
             self._clock.waits_for = ""
@@ -66,3 +71,4 @@ class BackwardWait:
         self._since = perf_counter_ns()
         self._counted = self._clock.waiting(COLLECTIVE)
         self._clock.waits_for = COLLECTIVE
+        self._clock.device.begin(COLLECTIVE)

@@ -295,6 +295,7 @@ class StepObserver:
         self._writer.describe(info)
 
     def _submit(self, record: OpenRecord) -> None:
+        record.add_timings(self._steps.clock.device.turn(self._steps.step, self._step_seconds))
         if record.timing:
             record.timing.update(self._allocator.at_step_end())
         if record.mode in TRAINING and record.timing:

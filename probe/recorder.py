@@ -48,6 +48,7 @@ class OpenRecord:
         "_scalars",
         "_sheet",
         "_statistics",
+        "_timings",
         "_values",
         "alarmed",
         "backwards",
@@ -82,6 +83,7 @@ class OpenRecord:
         self._values: list[tuple[str, torch.Tensor]] = []
         self._losses: dict[str, list[Scalar]] = {}
         self._scalars: list[tuple[str, Scalar]] = []
+        self._timings: Callable[[], dict[str, int]] | None = None
 
     @property
     def sheet(self) -> StatisticsSheet:
@@ -126,6 +128,10 @@ class OpenRecord:
         """A logged scalar; of one name the last counts."""
         self._scalars.append((name, _keep(value) if isinstance(value, torch.Tensor) else value))
 
+    def add_timings(self, pending: Callable[[], dict[str, int]] | None) -> None:
+        """Times that a device tells when it is done."""
+        self._timings = pending
+
     def end(self, timing: dict[str, int]) -> None:
         """The step is over."""
         self.ended = True
@@ -136,9 +142,12 @@ class OpenRecord:
         """The finished record; what is still on a device is fetched by its ``resolve``."""
         scalars = _Scalars(self._losses, self._scalars, self.backwards)
         sheet, statistics, derived, values = self._sheet, self._statistics, self._derived, self._values
+        timings = self._timings
 
         def resolve(record: StepRecord) -> None:
             record.scalars = scalars.result()
+            if timings is not None and record.timing:
+                record.timing.update(timings())
             batches: list[tuple[Sequence[str], NDArray[np.float64] | None]] = []
             if sheet is not None and sheet.names:
                 batches.append((sheet.names, sheet.matrix()))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ContextDecorator
 from time import perf_counter_ns
 
+from stepwatch.probe.device_clock import DeviceClock
 from stepwatch.probe.recorder import OpenRecord
 
 
@@ -16,10 +17,12 @@ class StepClock:
     before its first forward pass: loading, moving and whatever else the script does between steps; ``loader``
     is what of it was waited for a DataLoader, ``checkpoint`` what ``torch.save`` took. ``backward`` is the time
     inside ``backward()``. ``collective``, what was waited for other ranks, is part of the phases in which it was.
-    On an accelerator these are the times of the calls, which may return before the device is done.
+    On an accelerator these are the times of the calls, which may return before the device is done; ``device`` has the
+    device's own.
 
     Attributes:
         batch: which batch came last, see :meth:`loaded`.
+        device: times the phases on a CUDA device.
         hook_ns: what the hook itself took.
         phases: nanoseconds by column of the ``steps`` table.
         untimed: the step that is open takes longer than usual because of us, as one that is profiled; no times of it
@@ -27,7 +30,18 @@ class StepClock:
         waits_for: the phase outside the step that the script is in, or "".
     """
 
-    __slots__ = ("_began", "_between", "_latest", "_marks", "batch", "hook_ns", "phases", "untimed", "waits_for")
+    __slots__ = (
+        "_began",
+        "_between",
+        "_latest",
+        "_marks",
+        "batch",
+        "device",
+        "hook_ns",
+        "phases",
+        "untimed",
+        "waits_for",
+    )
 
     def __init__(self) -> None:
         self._began = self._latest = perf_counter_ns()
@@ -38,6 +52,7 @@ class StepClock:
         self.untimed = False
         self.waits_for = ""
         self.batch = (0, 0)
+        self.device = DeviceClock()
 
     @property
     def activity(self) -> tuple[int, str]:
@@ -69,11 +84,15 @@ class StepClock:
         if self._between:
             self._take_between()
         self._marks[phase] = now
+        if self.device.active:
+            self.device.begin(phase)
 
     def end(self, phase: str) -> None:
         """The phase ends now; without a beginning nothing is recorded."""
         began = self._marks.pop(phase, None)
         if began is not None:
+            if self.device.active:
+                self.device.end(phase)
             self._latest = perf_counter_ns()
             self.phases[phase] = self.phases.get(phase, 0) + self._latest - began
             if self._between:

@@ -117,6 +117,7 @@ def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     clocks = _clocks()
     for clock in clocks:
         clock.waits_for = phase
+        clock.device.begin(phase)
     began = perf_counter_ns()
     try:
         return call(*args, **kwargs)
@@ -124,6 +125,7 @@ def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> A
         _waiting.inside = False
         for clock in clocks:
             clock.waits_for = ""
+            clock.device.end(phase)
             clock.waited(phase, perf_counter_ns() - began)
 
 

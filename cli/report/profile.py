@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
             wide=True,
         ),
         _phase_table(times),
+        *_device_phases(numbers["on_device"]),
         _job_table(numbers["seconds"]),
     ]
     if numbers["throughput"]:
@@ -111,6 +112,21 @@ def _phase_table(times: pd.DataFrame) -> Part:
         "which they are."
     )
     return Part("Phases", text, head=("phase", "median", "p95", "p99", "share"), rows=rows)
+
+
+def _device_phases(by_rank: dict[str, dict[str, dict[str, float]]]) -> Iterator[Part]:
+    """The phases on the devices, by rank; nothing where none were told."""
+    rows = [
+        (f"rank {rank}", phase, *(f"{spread[name]:.3g}" for name in ("p50_ms", "p95_ms", "p99_ms")))
+        for rank, phases in by_rank.items()
+        for phase, spread in phases.items()
+    ]
+    if rows:
+        text = (
+            "From when the device entered a phase to when it left it, in milliseconds, of about one step in a second. "
+            "Collectives are what it stood still for others."
+        )
+        yield Part("Phases on the device", text, head=("rank", "phase", "median", "p95", "p99"), rows=rows)
 
 
 def _job_table(seconds: dict[str, float]) -> Part:

@@ -87,6 +87,7 @@ TABLES: dict[str, pa.Schema] = {
             ("fragmented_bytes", pa.int64()),
             ("allocation_retries", pa.int64()),
             ("device_bytes", pa.int64()),
+            *((f"device_{phase}_ns", pa.int64()) for phase in ("forward", "backward", "optimizer", "collective")),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID

@@ -28,6 +28,8 @@ class CommunicationBound(ProfilerRule):
     The rank that comes last to a collective waits for nobody: what it spends there is the transfer. What the others
     spend beyond that is waiting for it. So a slow network is told from a slow rank, and one that is always last from
     ranks that take turns. Judged by medians over steps: a pause in which one rank evaluates or saves does not count.
+    Where the device's own times are recorded (about one step in a second), they are what counts: under NCCL the host
+    hardly waits.
 
     Args:
         share: share of the step that is too much, above 0.
@@ -43,6 +45,7 @@ class CommunicationBound(ProfilerRule):
         self.block = steps
         self.seconds = seconds
         self._blocks = RankBlocks(steps, seconds)
+        self._on_device: RankBlocks | None = None
         self._recorded = False
         self._judged = 0
         self._highest = 0.0
@@ -50,11 +53,17 @@ class CommunicationBound(ProfilerRule):
 
     def judge_step(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
-        waited = step.timing.get("collective_ns")
-        if not step.training or waited is None or not step.timing.get("duration_ns"):
+        waited, on_device = (step.timing.get(name) for name in ("collective_ns", "device_collective_ns"))
+        if not step.training or not step.timing.get("duration_ns"):
+            return
+        if on_device is not None and self._on_device is None:
+            self._on_device = RankBlocks(self.block, step.timing["duration_ns"] / 1e9)
+        known = waited if self._on_device is None else on_device
+        if known is None:
             return
         self._recorded = True
-        block = self._blocks.add(step, (waited / 1e9, step.timing["duration_ns"] / 1e9))
+        longest = max(known, waited or 0) / 1e9
+        block = (self._on_device or self._blocks).add(step, (longest, step.timing["duration_ns"] / 1e9))
         if block is not None:
             yield from self._judge(block)
 

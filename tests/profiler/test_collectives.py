@@ -105,8 +105,11 @@ STEPS = 400
 MS = 1_000_000
 
 
-def judged(run: Path, waited: Any, *, period: float = 100.0) -> list[Finding]:
-    """A job whose ranks wait that many ms of every step; float [steps, ranks]."""
+def judged(run: Path, waited: Any, *, period: float = 100.0, on_device: int = 0) -> list[Finding]:
+    """A job whose ranks wait that many ms of every step; float [steps, ranks].
+
+    Of every so many steps their devices do, and tell it, and their hosts hardly do.
+    """
     for rank in range(waited.shape[1]):
         writer = TraceWriter(run, rank=rank, run_info={"world_size": waited.shape[1], "start_ns": 10**18})
         for step in range(STEPS):
@@ -114,7 +117,9 @@ def judged(run: Path, waited: Any, *, period: float = 100.0) -> list[Finding]:
             backward = int((60 + 0.4 * waited[step, rank]) * MS)
             timing = {"data_ns": 5 * MS, "forward_ns": 20 * MS, "backward_ns": backward}
             timing |= {"optimizer_ns": 5 * MS, "duration_ns": int(period * MS)}
-            timing["collective_ns"] = int(waited[step, rank] * MS)
+            timing["collective_ns"] = int(waited[step, rank] * MS) if not on_device else MS // 10
+            if on_device and step % on_device == 0:
+                timing["device_collective_ns"] = int(waited[step, rank] * MS)
             writer.submit(StepRecord(step, "TRAIN", step, now, timing=timing))
         writer.close("finished", last_step=STEPS)
     (result,) = analyze(Trace(run), configure(["CommunicationBound"])).results
@@ -137,6 +142,8 @@ def test_a_slow_network_a_slow_rank_and_turns_are_told_apart(tmp_path: Path) -> 
     turns[np.arange(STEPS), random.integers(0, 4, STEPS)] = 2
     (unequal,) = judged(tmp_path / "turns", turns)
     assert unequal.evidence["cause"] == "turns" and "equal cost" in unequal.suggestion
+    (nccl,) = judged(tmp_path / "nccl", slow, on_device=4)
+    assert nccl.evidence["cause"] == "straggler" and nccl.rank == 2
     (alone,) = judged(tmp_path / "alone", 55 + noise[:, :1])
     assert alone.evidence["cause"] == "unknown" and "ranks='all'" in alone.suggestion
 
@@ -147,4 +154,4 @@ def test_healthy_jobs_are_quiet(tmp_path: Path) -> None:
         waited = random.uniform(5, 30, (STEPS, ranks))  # noisy neighbours, an ordinary network
         waited[::50] += 60  # a pause now and then
         waited[200:240, 1:] = 95  # rank 0 evaluates alone
-        assert not judged(tmp_path / f"run{number}", waited)
+        assert not judged(tmp_path / f"run{number}", waited, on_device=4 * (number % 2))

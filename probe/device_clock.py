@@ -1,0 +1,102 @@
+"""How long the phases of a step took on a CUDA device, told by events on its stream: nobody waits for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger("stepwatch")
+
+PHASES = ("forward_ns", "backward_ns", "optimizer_ns", "collective_ns")
+"""Phases that are marked. Under NCCL, ``collective_ns`` is what the stream that computes stands still for others."""
+
+_SECONDS = 1.0
+
+
+class DeviceClock:
+    """Marks where the stream that computes enters and leaves the phases of a step.
+
+    The marks are events that the device passes in its turn, behind the work of the phase; when it has passed them, the
+    time between two of them is known. So a phase is as long as the device was in it, with what it waited for the host,
+    for other streams and for other ranks. Some microseconds are paid for a mark, so that about one step in a
+    second has them: one whose number a power of two divides, so that ranks that are about as fast have them at the
+    same steps.
+
+    Attributes:
+        active: whether the phases of the open step are marked.
+    """
+
+    def __init__(self) -> None:
+        self.active = False
+        self._open: dict[str, list[torch.cuda.Event]] = {}
+        self._marked: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begin(self, phase: str) -> None:
+        """The host enters a phase; entered again within itself, it counts once."""
+        if self.active and phase in PHASES:
+            mark = self._mark()
+            if mark is not None:
+                self._open.setdefault(phase, []).append(mark)
+
+    def end(self, phase: str) -> None:
+        """The host leaves it."""
+        begun = self._open.get(phase)
+        if not begun:
+            return
+        first = begun.pop()
+        mark = None if begun else self._mark()
+        if mark is not None:
+            self._marked.append((phase, first, mark))
+
+    def turn(self, step: int, step_seconds: float) -> Callable[[], dict[str, int]] | None:
+        """The step is over and the next one begins.
+
+        Args:
+            step: number of the one that begins.
+            step_seconds: how long a step takes, 0 where that is not known yet.
+
+        Returns:
+            What waits for the device, if it must, and tells the nanoseconds of the phases of the step that is over, by
+            column; None where they were not marked.
+        """
+        marked, self._marked = self._marked, []
+        self._open.clear()
+        self.active = _is_due(step, step_seconds) and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return (lambda: _elapsed(marked)) if marked else None
+
+    def _mark(self) -> torch.cuda.Event | None:
+        try:
+            if not torch.cuda.is_current_stream_capturing():
+                mark = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+                mark.record()
+                return mark
+        except RuntimeError as error:  # of the device: the script will meet it itself
+            log.debug("the phases on the device are not timed: %s", error)
+        self.active = False
+        self._open.clear()
+        self._marked.clear()
+        return None
+
+
+def _is_due(step: int, step_seconds: float) -> bool:
+    if not step_seconds:
+        return False
+    return step % (1 << max(math.ceil(math.log2(_SECONDS / step_seconds)), 0)) == 0
+
+
+def _elapsed(marked: list[tuple[str, torch.cuda.Event, torch.cuda.Event]]) -> dict[str, int]:
+    """Nanoseconds; nothing where two marks are not of one device."""
+    found: dict[str, int] = {}
+    for phase, begin, end in marked:
+        try:
+            end.synchronize()
+            elapsed = begin.elapsed_time(end)  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            log.debug("a phase on the device is not timed: %s", error)
+            return {}
+        column = f"device_{phase}"
+        found[column] = found.get(column, 0) + int(1e6 * elapsed)
+    return found
