@@ -6,8 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -36,68 +36,84 @@ while True:
 """
 
 
-children: list[psutil.Process] = []
+class Hanging:
+    """A job that hangs, with a process of its own, in a directory.
+
+    Attributes:
+        process: the job.
+        child: the process that it has started.
+    """
+
+    def __init__(self, folder: Path, kind: str = "hanging") -> None:
+        command = [sys.executable, "-c", HANGING, kind]
+        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.child = psutil.Process(int(self.process.stdout.readline()))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.child.is_running():
+            self.child.kill()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator:
-    started: list[subprocess.Popen[str]] = []
-    children.clear()
+def start(tmp_path: Path) -> Iterator[Callable[[str], Hanging]]:
+    with ExitStack() as ending:
 
-    def launch(kind: str) -> subprocess.Popen[str]:
-        job = subprocess.Popen(
-            [sys.executable, "-c", HANGING, kind],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(job)
-        assert job.stdout is not None
-        assert job.stdout.readline().strip()
-        return job
+        def launch(kind: str) -> Hanging:
+            job = Hanging(tmp_path, kind)
+            ending.callback(job.end)
+            return job
 
-    yield launch
-    for job in started:
-        job.kill()
-        job.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()
+        yield launch
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hanging, Path]]:
+    """A job that outlives every test that may not touch it, and its run."""
+    folder = tmp_path_factory.mktemp("hanging")
+    job = Hanging(folder)
+    yield job, folder / "run"
+    job.end()
+
+
+Start = Callable[[str], Hanging]
 
 
 def stop(run: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stepwatch.cli", "stop", str(run), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_a_job_that_hangs_is_not_ended_unless_that_was_asked_for(tmp_path: Path, start) -> None:
-    job = start("hanging")
-    done = stop(tmp_path / "run", "--wait", "0.5")
+def test_a_job_that_hangs_is_not_ended_unless_that_was_asked_for(hanging: tuple[Hanging, Path]) -> None:
+    job, run = hanging
+    done = stop(run, "--wait", "0.5")
     assert done.returncode == 1 and "the request stands" in done.stderr
-    assert job.poll() is None
+    assert job.process.poll() is None
 
 
-def test_a_job_that_hangs_gets_sigterm_and_its_trace_is_whole(tmp_path: Path, start) -> None:
-    job = start("hanging")
-    done = stop(tmp_path / "run", "--wait", "0.5", "--kill", "--grace", "20")
+def test_a_job_that_hangs_gets_sigterm_and_its_trace_is_whole(tmp_path: Path, start: Start) -> None:
+    job = start("hanging").process
+    done = stop(tmp_path / "run", "--wait", "0.5", "--kill", "--grace", "50")
     assert done.returncode == 0, done.stderr
     assert f"sent SIGTERM to process {job.pid}" in done.stdout and "SIGKILL" not in done.stdout
-    assert job.wait(timeout=10) == -signal.SIGTERM
+    assert job.wait(timeout=60) == -signal.SIGTERM
     trace = Trace(tmp_path / "run")
     end = trace.end(0)
     assert end is not None and end.status == "signal"
     assert trace.table("steps").num_rows == 5
 
 
-def test_a_job_that_ignores_sigterm_is_killed(tmp_path: Path, start) -> None:
-    job = start("deaf")
+def test_a_job_that_ignores_sigterm_is_killed(tmp_path: Path, start: Start) -> None:
+    hanging = start("deaf")
+    job = hanging.process
     done = stop(tmp_path / "run", "--wait", "0.2", "--kill", "--grace", "0.5")
     assert done.returncode == 0, done.stderr
     assert f"sent SIGKILL to process {job.pid}" in done.stdout
-    assert job.wait(timeout=10) == -signal.SIGKILL
-    psutil.wait_procs(children, timeout=5)
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert job.wait(timeout=60) == -signal.SIGKILL
+    psutil.wait_procs([hanging.child], timeout=60)
+    assert not hanging.child.is_running() or hanging.child.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(
@@ -113,18 +129,18 @@ def test_a_job_that_ignores_sigterm_is_killed(tmp_path: Path, start) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_process_that_is_not_the_recorded_one_is_never_touched(
-    tmp_path: Path, start, change: dict[str, object], message: str
+    hanging: tuple[Hanging, Path], change: dict[str, object], message: str
 ) -> None:
-    job = start("hanging")
-    identity = Trace(tmp_path / "run").attempts(0).entries[-1]
-    assert recorded_process(identity).pid == job.pid
+    job, run = hanging
+    identity = Trace(run).attempts(0).entries[-1]
+    assert recorded_process(identity).pid == job.process.pid
     with pytest.raises(NotThatProcess, match=message):
         recorded_process({**identity, **change})
 
 
-def test_a_number_that_was_given_again_is_left_alone(tmp_path: Path, start) -> None:
+def test_a_number_that_was_given_again_is_left_alone(tmp_path: Path, start: Start) -> None:
     """The recorded job is gone and an innocent process has its number, as far as the run's directory says."""
-    job = start("hanging")
+    job = start("hanging").process
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     path = tmp_path / "run" / "ranks" / "rank=00000.json"
     job.kill()
@@ -133,8 +149,6 @@ def test_a_number_that_was_given_again_is_left_alone(tmp_path: Path, start) -> N
     content["attempts"][-1]["pid"] = bystander.pid
     path.write_text(json.dumps(content))
     done = stop(tmp_path / "run", "--wait", "0.2", "--kill", "--grace", "0.2")
-    time.sleep(0.3)
-    alive = bystander.poll() is None
     bystander.kill()
-    bystander.wait()
-    assert alive and done.returncode == 2 and "not live" in done.stderr
+    assert bystander.wait() == -signal.SIGKILL  # and nothing came before this
+    assert done.returncode == 2 and "not live" in done.stderr
