@@ -157,8 +157,9 @@ def watch(folder: Path) -> None:
     from stepwatch.rules.rule import Rule
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.policy import Policy
-    from stepwatch.rules.sidecar.sidecar import Sidecar
+    from stepwatch.rules.sidecar.sidecar import Sidecar, collect_garbage_seldom
 
+    collect_garbage_seldom()
     lags: list[float] = []
 
     class Lag(Rule):

@@ -58,6 +58,7 @@ class Engine:
             spec for spec in specs if not (issubclass(spec.rule, ProfilerRule) or spec.rule.compares_ranks)
         ]
         self._ranks: dict[int, list[_Evaluation]] = {}
+        self._shared: dict[int, dict[str, Any]] = {}
         self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
         self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
         self.profiles = bool(self._whole)
@@ -67,6 +68,7 @@ class Engine:
     def feed(self, step: Step) -> list[Finding]:
         """Show a rank's step to every rule about a rank; returns what they found in it."""
         found: list[Finding] = []
+        step.shared = self._shared.setdefault(step.rank, {})
         for evaluation in (*self._of_rank(step.rank), *self._between):
             if not evaluation.error and evaluation.spec.judges(step.step):
                 shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
@@ -112,6 +114,7 @@ class Engine:
     def restart(self, rank: int) -> None:
         """Forget a rank: a new attempt has replaced steps that were judged."""
         self._ranks.pop(rank, None)
+        self._shared.pop(rank, None)
         for evaluation in self._between:
             evaluation.rule.forget(rank)
             evaluation.findings = [finding for finding in evaluation.findings if finding.rank != rank]

@@ -11,7 +11,7 @@ from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import SMDEBUG_CONFIG
-from stepwatch.probe.store.tail import TailReader
+from stepwatch.probe.store.tail import Tails
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.figures import Figures
@@ -38,10 +38,11 @@ class StepStream:
     Args:
         trace: the run.
         rank: the rank.
+        tails: the tails of the run's ranks, where others read them too.
         whole_tensors: whether steps have their ``values``.
     """
 
-    def __init__(self, trace: Trace, rank: int, *, whole_tensors: bool = False) -> None:
+    def __init__(self, trace: Trace, rank: int, tails: Tails | None = None, *, whole_tensors: bool = False) -> None:
         self._trace = trace
         self._tensors: dict[str, TensorInfo] = {}
         self._builder = StepBuilder(rank, self._describe)
@@ -53,7 +54,7 @@ class StepStream:
         self._values = values_of(trace, rank) if whole_tensors else None
         self._delivered: set[Key] = set()  # of the latest global step
         self._attempt = len(trace.attempts(rank).entries) - 1
-        self._tail = TailReader(trace.path, rank, self._attempt)
+        self._tail = (tails or Tails(trace.path)).reader(rank, self._attempt)
         self._tables: dict[str, StepRows[Any]] = {
             "steps": self._commits,
             "stats": self._stats,
@@ -223,7 +224,8 @@ class LiveAnalysis:
         self._whole_tensors = any(spec.rule.whole_tensors for spec in specs)
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._concluded: set[int] = set()
-        self._profile = ProfileStream(trace)
+        self._tails = Tails(trace.path)
+        self._profile = ProfileStream(trace, self._tails)
         self._complete = Reduced(trace) if SMDEBUG_CONFIG in trace.info.config else None
         self._run_concluded = False
         self.steps = 0
@@ -289,7 +291,7 @@ class LiveAnalysis:
         """Go on from where the analysis of the same run by the same rules was; returns what had been found by then."""
         self._engine.go_on_from(state["engine"])
         for rank, (position, attempts) in state["streams"].items():
-            stream = StepStream(self._trace, rank, whole_tensors=self._whole_tensors)
+            stream = self._open(rank)
             stream.go_on_from(position)
             self._streams[rank] = (stream, attempts)
         self._profile.go_on_from(state["profile"])
@@ -325,6 +327,11 @@ class LiveAnalysis:
             counters=self._trace.counters,
         )
 
+    def _open(self, rank: int) -> StepStream:
+        if self._engine.profiles:
+            self._profile.follow(rank)  # before the other reads what both are to get
+        return StepStream(self._trace, rank, self._tails, whole_tensors=self._whole_tensors)
+
     def _stream(self, rank: int) -> StepStream:
         attempts = self._trace.attempts(rank)
         known = self._streams.get(rank)
@@ -332,8 +339,7 @@ class LiveAnalysis:
             if known is not None:
                 self._engine.restart(rank)
                 self._concluded.discard(rank)
-            stream = StepStream(self._trace, rank, whole_tensors=self._whole_tensors)
-            self._streams[rank] = known = (stream, attempts)
+            self._streams[rank] = known = (self._open(rank), attempts)
         return known[0]
 
 

@@ -101,6 +101,7 @@ class Step:
         timing: nanoseconds by column of the ``steps`` table.
         saved: whether the step was due to be saved; losses and logged scalars are there at every step.
         values: whole tensors by name, where they were saved and a rule looks at them.
+        shared: what the rules that judge this rank remember together; None where they are not fed by an engine.
     """
 
     rank: int
@@ -114,6 +115,7 @@ class Step:
     timing: Mapping[str, int] = field(default_factory=dict)
     saved: bool = True
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    shared: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     _train_losses: dict[str, float] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property

@@ -123,7 +123,7 @@ def command(
     from stepwatch.rules.sidecar.changes import Changes
     from stepwatch.rules.sidecar.places import default_state_dir
     from stepwatch.rules.sidecar.policy_file import PolicyFile
-    from stepwatch.rules.sidecar.sidecar import Sidecar
+    from stepwatch.rules.sidecar.sidecar import Sidecar, collect_garbage_seldom
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
     from stepwatch.rules.telling.courier import Courier
 
@@ -144,6 +144,7 @@ def command(
         return
     sidecar = Sidecar(list(directories), file.find if file else lambda trace: always, state)
     observers = _observers(listen, otlp, sidecar, courier)
+    collect_garbage_seldom()
     found, version = False, 0
     shown = _printing(form, out)
     courier.start()

@@ -41,6 +41,7 @@ def rank_folder(run_dir: Path, table: str, rank: int) -> Path:
     return run_dir / table / f"rank={rank:05d}"
 
 
+@lru_cache(maxsize=1 << 14)
 def end_file(run_dir: Path, rank: int) -> Path:
     """File that says how a rank ended."""
     return run_dir / "end" / f"rank={rank:05d}.json"

@@ -120,7 +120,8 @@ class Trace:
 
     def end(self, rank: int) -> EndInfo | None:
         """How the rank's latest attempt ended; None while it runs, or when it was killed."""
-        content = read_json(end_file(self.path, rank))
+        path = end_file(self.path, rank)
+        content = read_json(path) if path.exists() else None
         if not content or content.get("attempt") != len(self.attempts(rank).entries) - 1:
             return None
         return EndInfo(

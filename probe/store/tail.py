@@ -151,8 +151,8 @@ def _bytes_of(record: StepRecord) -> int:
     return stats + sum(vector.nbytes for _, _, vector in record.derived)
 
 
-class TailReader:
-    """Position in a rank's tail.
+class Tail:
+    """A rank's tail for some readers, who all get each frame.
 
     Args:
         run_dir: the run's directory.
@@ -165,30 +165,15 @@ class TailReader:
         self._path, self._old_path = str(path), str(_old(path))
         self._attempt = attempt
         self._go_to(0)
-        self._frames: deque[Frame] = deque()
+        self._readers: list[deque[Frame]] = []
 
-    def beginning(self, flush: int) -> int | None:
-        """The first flush from this one on that is there; None where there is none."""
-        if not self._frames:
-            self._read()
-        while self._frames and self._frames[0].flush < flush:
-            self._frames.popleft()
-        return self._frames[0].flush if self._frames else None
+    def open(self) -> deque[Frame]:
+        """What comes from now on for one more reader, who takes it from there."""
+        frames: deque[Frame] = deque()
+        self._readers.append(frames)
+        return frames
 
-    def take(self, flush: int) -> Iterator[Frame]:
-        """Frames that go on from a flush without a gap, each once."""
-        while self.beginning(flush) == flush:
-            yield self._frames.popleft()
-            flush += 1
-            if not self._frames:
-                return
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is more than :meth:`take` could give: a gap is before it."""
-        return bool(self._frames)
-
-    def _read(self) -> None:
+    def read(self) -> None:
         """Read what was appended."""
         turn = self._read_on(self._path)
         if turn > self._turn:
@@ -231,7 +216,9 @@ class TailReader:
             end = middle + numbers
             if end > len(data) or zlib.crc32(data[at + _FRAME.size : end]) != checksum:
                 break
-            self._frames.append(self._decode(json.loads(bytes(data[at + _FRAME.size : middle])), data[middle:end]))
+            frame = self._decode(json.loads(bytes(data[at + _FRAME.size : middle])), data[middle:end])
+            for frames in self._readers:
+                frames.append(frame)
             at = end
         return at
 
@@ -258,3 +245,55 @@ class TailReader:
                 at += length
             records.append(record)
         return Frame(content["flush"], content["rows"], records)
+
+
+class Tails:
+    """The tails of a run's ranks.
+
+    Args:
+        run_dir: the run's directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._known: dict[int, tuple[int, Tail]] = {}
+
+    def reader(self, rank: int, attempt: int) -> TailReader:
+        """One more reader of an attempt's tail, of which the others have read nothing yet."""
+        known = self._known.get(rank)
+        if known is None or known[0] != attempt:
+            known = self._known[rank] = (attempt, Tail(self._run_dir, rank, attempt))
+        return TailReader(known[1])
+
+
+class TailReader:
+    """Position in a rank's tail.
+
+    Args:
+        tail: the tail; all who read the same one have its frames read once.
+    """
+
+    def __init__(self, tail: Tail) -> None:
+        self._tail = tail
+        self._frames = tail.open()
+
+    def beginning(self, flush: int) -> int | None:
+        """The first flush from this one on that is there; None where there is none."""
+        if not self._frames:
+            self._tail.read()
+        while self._frames and self._frames[0].flush < flush:
+            self._frames.popleft()
+        return self._frames[0].flush if self._frames else None
+
+    def take(self, flush: int) -> Iterator[Frame]:
+        """Frames that go on from a flush without a gap, each once."""
+        while self.beginning(flush) == flush:
+            yield self._frames.popleft()
+            flush += 1
+            if not self._frames:
+                return
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is more than :meth:`take` could give: a gap is before it."""
+        return bool(self._frames)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from stepwatch.probe.store.follower import NodeCursor, TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import TIMING_COLUMNS
-from stepwatch.probe.store.tail import TailReader
+from stepwatch.probe.store.tail import Tails
 from stepwatch.rules.profiler.base import Layout, Layouts, Sample, end_ns
 from stepwatch.rules.step import Step
 
@@ -35,10 +35,12 @@ class ProfileStream:
 
     Args:
         trace: the run.
+        tails: the tails of its ranks.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, tails: Tails) -> None:
         self._trace = trace
+        self._tails = tails
         self._steps: dict[int, _RankSteps] = {}
         self._nodes: dict[str, NodeCursor] = {}
         self._layouts = Layouts()
@@ -56,18 +58,24 @@ class ProfileStream:
     def go_on_from(self, state: dict[str, Any]) -> None:
         """Go on from where the stream of the same run was."""
         for rank, position in state["ranks"].items():
-            self._steps[rank] = _RankSteps(self._trace, rank)
+            self.follow(rank)
             self._steps[rank].go_to(position)
         for node, position in state["nodes"].items():
             self._nodes[node] = NodeCursor(self._trace, node)
             self._nodes[node].go_to(position)
         self._layouts, self._held = state["layouts"], state["held"]
 
+    def follow(self, rank: int) -> None:
+        """A rank will be asked for, in its latest attempt: to be said before it is, and when there is another one."""
+        if rank not in self._steps:
+            self._steps[rank] = _RankSteps(self._trace, rank, self._tails)
+        self._steps[rank].follow()
+
     def poll(self, until_ns: int | None, ranks: Iterable[int]) -> Iterator[Event]:
         """What is new of these ranks and of all nodes, and older than ``until_ns``; everything where that is None."""
         for rank in ranks:
             if rank not in self._steps:
-                self._steps[rank] = _RankSteps(self._trace, rank)
+                self.follow(rank)
         for node in self._trace.nodes:
             self._nodes.setdefault(node, NodeCursor(self._trace, node))
         fresh = [self._steps[rank].read(final=until_ns is None) for rank in ranks]
@@ -99,14 +107,16 @@ class _RankSteps:
     Args:
         trace: the run.
         rank: the rank.
+        tails: the tails of the run's ranks.
     """
 
-    def __init__(self, trace: Trace, rank: int) -> None:
+    def __init__(self, trace: Trace, rank: int, tails: Tails) -> None:
         self._trace = trace
         self._rank = rank
+        self._tails = tails
         self._cursor = TableCursor(trace, "steps", rank, [*_KEY, *TIMING_COLUMNS])
         self._attempt = -1
-        self._tail = TailReader(trace.path, rank, self._attempt)
+        self._tail = tails.reader(rank, self._attempt)
         self._at_the_tail = False
 
     @property
@@ -118,12 +128,15 @@ class _RankSteps:
         """Go on from there."""
         self._cursor.go_to(position)
 
-    def read(self, *, final: bool) -> Iterator[Event]:
-        """Steps that are new; where these are the last ones, from the files, which have all of them."""
+    def follow(self) -> None:
+        """Follow the latest attempt."""
         attempt = len(self._trace.attempts(self._rank).entries) - 1
         if attempt != self._attempt:
             self._attempt, self._at_the_tail = attempt, False
-            self._tail = TailReader(self._trace.path, self._rank, attempt)
+            self._tail = self._tails.reader(self._rank, attempt)
+
+    def read(self, *, final: bool) -> Iterator[Event]:
+        """Steps that are new; where these are the last ones, from the files, which have all of them."""
         if final:
             yield from self._read_files(None)
             return

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +20,81 @@ _FIRST = 20
 _CAPTURED = re.compile(r"_output_\d+$")
 
 
+class Points:
+    """Values of a series and their steps, for all who have seen the same of it.
+
+    Attributes:
+        steps, values: the points.
+    """
+
+    def __init__(self) -> None:
+        self.steps: array[int] = array("q")
+        self.values: array[float] = array("d")
+        self._latest: tuple[int, str, int] | None = None
+
+    def add(self, step: Step, value: float, known: int) -> bool:
+        """See that the value of a step comes after the first ``known`` points; False where another one does."""
+        key = _key(step)
+        count = len(self.values)
+        if count == known:
+            self.steps.append(step.step)
+            self.values.append(value)
+            self._latest = key
+            return True
+        return count == known + 1 and self._latest == key
+
+    def began_at(self, step: Step) -> bool:
+        """Whether this is the step of its only point."""
+        return len(self.values) == 1 and self._latest == _key(step)
+
+    def first(self, count: int) -> Points:
+        """The first points, to go on in another way."""
+        points = Points()
+        points.steps, points.values = self.steps[:count], self.values[:count]
+        return points
+
+
+def _key(step: Step) -> tuple[int, str, int]:
+    return step.step, step.mode, step.mode_step
+
+
+def _beginning_with(step: Step, shared: dict[str, Any]) -> Points:
+    """The points of those who see a first one at this step."""
+    points = shared.get("loss")
+    if points is None or not points.began_at(step):
+        points = shared["loss"] = Points()
+    return points
+
+
 class TrainingLoss:
     """The loss of a run, step by step.
 
     Several training losses (a GAN's, a distillation's) have no common meaning of falling or rising; then
     there is no main loss, and rules about it stay silent.
 
+    What was seen of it is in memory once, however many rules look at it.
+
     Attributes:
         name: the series.
-        steps, values: what was seen of it, non-finite values included.
     """
 
     def __init__(self) -> None:
         self.name = ""
-        self.steps: list[int] = []
-        self.values: list[float] = []
+        self._points = Points()
+        self._count = 0
         self._names: set[str] = set()
+
+    @property
+    def steps(self) -> array[int]:
+        """The steps of which it was seen; not to be changed."""
+        steps = self._points.steps
+        return steps if len(steps) == self._count else steps[: self._count]
+
+    @property
+    def values(self) -> array[float]:
+        """What was seen of it, non-finite values included; not to be changed."""
+        values = self._points.values
+        return values if len(values) == self._count else values[: self._count]
 
     def observe(self, step: Step) -> float | None:
         """The loss of this step, or None where it has none of its own."""
@@ -47,8 +108,12 @@ class TrainingLoss:
         if len(captured) > 1 or self.several:
             return None
         self.name, value = next(iter(captured.items()))
-        self.steps.append(step.step)
-        self.values.append(value)
+        if not self._count and step.shared is not None:
+            self._points = _beginning_with(step, step.shared)
+        if not self._points.add(step, value, self._count):
+            self._points = self._points.first(self._count)  # others have seen steps that this one has not
+            self._points.add(step, value, self._count)
+        self._count += 1
         return value
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,14 @@ _WALK_SECONDS = 1.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _CLOSE_SECONDS = 20.0
+
+
+def collect_garbage_seldom() -> None:
+    """For a process that is a sidecar and nothing else: what rules know is kept, and rarely holds a cycle.
+
+    Looking through it for cycles every 700 new objects took a quarter of the time with 2,000 ranks.
+    """
+    gc.set_threshold(50_000, 20, 20)
 
 
 class Sidecar:

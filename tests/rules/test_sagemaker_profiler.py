@@ -12,6 +12,7 @@ import pytest
 
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
+from stepwatch.probe.store.tail import Tails
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.errors import RuleError
@@ -172,7 +173,7 @@ def test_the_report_runs_all_rules_and_gives_their_numbers(tmp_path: Path) -> No
     assert "CPUBottleneck" in result.findings[0].message and "LowGPUUtilization" in result.findings[0].message
 
     report = ProfilerReport(settings=("CPUBottleneck_patience=100",))
-    for event in ProfileStream(Trace(run)).poll(None, Trace(run).ranks):
+    for event in ProfileStream(Trace(run), Tails(run)).poll(None, Trace(run).ranks):
         list(report.observe(event) if isinstance(event, Step) else report.sample(event))
     list(report.conclude())
     found = report.reports()
