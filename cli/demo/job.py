@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,13 +56,13 @@ def planned_steps(scenario: Scenario) -> int:
     return images // scenario.batch_size * scenario.epochs
 
 
-def main() -> None:
-    """Run one scenario; ends quietly when it is stopped."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one scenario, given by these words of a command line; ends quietly when it is stopped."""
     parser = argparse.ArgumentParser()
     parser.add_argument("scenario", choices=sorted(SCENARIOS))
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         train(SCENARIOS[arguments.scenario], arguments.run_dir, arguments.seed)
     except TrainingStopped as stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from typing import Any
 
 import pytest
 
+from stepwatch.cli.demo import job
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import RULE_SETS
+from tests.forked import start
 
 STEPWATCH = [sys.executable, "-m", "stepwatch.cli"]
-JOB = [sys.executable, "-m", "stepwatch.cli.demo.job"]
 
 ENDLESS = """
 import sys, time, torch
@@ -73,8 +75,10 @@ def stepwatch(*args: object, timeout: float = 120, **env: str) -> subprocess.Com
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    jobs = [subprocess.Popen([*JOB, name, str(folder / name)]) for name in ("healthy", "overfit")]
-    assert [job.wait(120) for job in jobs] == [0, 0]
+    processes = [start(job.main, [name, str(folder / name)]) for name in ("healthy", "overfit")]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     (folder / "my_rules.py").write_text(RULES)
     return folder
 
@@ -337,10 +341,10 @@ def test_demo_names_its_faults() -> None:
     assert bad.returncode == 2 and "unknown fault 'nosuch'" in bad.stderr
 
 
-def test_the_demo_shows_both_runs_and_says_what_was_saved(tmp_path: Path) -> None:
-    for _ in range(2):  # a second demonstration replaces the first
-        done = stepwatch("demo", "nan", "--out", tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_the_demo_shows_both_runs_and_says_what_was_saved(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "healthy", tmp_path / "healthy")  # of a demonstration before, which this one replaces
+    done = stepwatch("demo", "nan", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "finished after 550 steps" in done.stdout
     assert "ExplodingTensor" in done.stdout and "steps saved" in done.stdout
     for name in ("healthy", "nan"):

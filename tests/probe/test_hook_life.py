@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from stepwatch.probe import Hook, SaveConfig, TrainingStopped, modes
 from stepwatch.probe.store.control import read_acknowledgement, request_stop
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from tests.forked import start_script
 
 from .conftest import Net, batch, frame, scalar
 
@@ -140,17 +142,15 @@ def test_the_scripts_own_sigterm_handler_stays(tmp_path: Path) -> None:
 
 
 def test_killed_runs_keep_everything_older_than_a_flush(tmp_path: Path) -> None:
-    import random
-
     clock = random.Random(1)
     for number in range(10):
         run = tmp_path / f"run{number}"
-        process = script("train(100000, 0.002)", run)
+        process = start_script(TRAINING + "train(100000, 0.002)", run)
         wait_for_steps(run, 1)
-        time.sleep(2 * clock.random())
+        time.sleep(clock.random())
         killed_ns = time.time_ns()
         process.kill()
-        process.wait()
+        process.join()
         trace = Trace(run)
         steps = trace.table("steps").to_pandas()
         assert len(steps) and steps["step"].tolist() == list(range(len(steps)))

@@ -23,21 +23,21 @@ import torch
 from torch import nn
 from stepwatch.probe import Hook, SaveConfig
 
-run, kind = sys.argv[1:]
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-torch.manual_seed(rank if kind == "ensemble" else 0)
-inner = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-model = inner if kind == "ensemble" else nn.parallel.DistributedDataParallel(inner)
-optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-generator = torch.Generator().manual_seed(rank)
-called = inner if kind == "bypassed" else model
-with Hook(run, model=inner, optimizer=optimizer, save_config=SaveConfig(save_interval=2), system_interval=0):
-    for step in range(160):
-        optimizer.zero_grad()
-        x = torch.randn(16, 8, generator=generator)
-        nn.functional.cross_entropy(called(x), (x[:, 0] > 0).long()).backward()
-        optimizer.step()
+for kind in sys.argv[1:]:
+    torch.manual_seed(rank if kind == "ensemble" else 0)
+    inner = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    model = inner if kind == "ensemble" else nn.parallel.DistributedDataParallel(inner)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(rank)
+    called = inner if kind == "bypassed" else model
+    with Hook(kind, model=inner, optimizer=optimizer, save_config=SaveConfig(save_interval=2), system_interval=0):
+        for step in range(160):
+            optimizer.zero_grad()
+            x = torch.randn(16, 8, generator=generator)
+            nn.functional.cross_entropy(called(x), (x[:, 0] > 0).long()).backward()
+            optimizer.step()
 torch.distributed.destroy_process_group()
 """
 
@@ -46,12 +46,13 @@ torch.distributed.destroy_process_group()
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, RuleResult]]:
     folder = tmp_path_factory.mktemp("replicas")
     (folder / "job.py").write_text(JOB)
+    kinds = ("healthy", "bypassed", "ensemble")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "job.py", *kinds]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
     results = {}
-    for kind in ("healthy", "bypassed", "ensemble"):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        command = [*torchrun, "job.py", str(folder / kind), kind]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
+    for kind in kinds:
         (result,) = analyze(Trace(folder / kind), configure(["ReplicaDrift"])).results
         results[kind] = folder / kind, result
     return results

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stepwatch.cli.demo import job
 from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.errors import TraceError
@@ -20,6 +19,7 @@ from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Finding, Status
 from stepwatch.rules.profiler import PROFILER
 from stepwatch.rules.replay import Analysis, LiveAnalysis, analyze
+from tests.forked import start
 
 
 @dataclass
@@ -33,12 +33,11 @@ class Judged:
 
 
 def _train_and_follow(name: str, run: Path) -> Judged:
-    command = [sys.executable, "-m", "stepwatch.cli.demo.job", name, str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(job.main, [name, str(run)])
     found: list[Finding] = []
     polls = 0
     live: LiveAnalysis | None = None
-    while process.poll() is None:
+    while process.is_alive():
         time.sleep(0.15)
         if live is None:
             try:
@@ -48,8 +47,7 @@ def _train_and_follow(name: str, run: Path) -> Judged:
         new = live.poll()
         polls += live.steps > 0
         found += new
-    assert process.stderr is not None
-    assert process.returncode == 0, process.stderr.read()
+    assert process.exitcode == 0
     assert live is not None
     found += live.conclude()
     return Judged(run, found, polls, analyze(Trace(run), configure(None)))
