@@ -27,13 +27,14 @@ from corpus import JOBS as TUNED
 from corpus import Job
 from corpus_hard import JOBS as HARD
 from corpus_held_out import JOBS as HELD_OUT
+from corpus_unseen import JOBS as UNSEEN
 
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.replay import analyze
 
-PARTS = {"tuned": TUNED, "hard": HARD, "held-out": HELD_OUT}
+PARTS = {"tuned": TUNED, "hard": HARD, "held-out": HELD_OUT, "unseen": UNSEEN}
 ALARMS, RECALL, DELAY = 0.01, 0.95, 0.15
 """Targets: alarms of severity error per healthy run, share of mistakes found, median delay as a share of the steps."""
 
