@@ -31,6 +31,7 @@ from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import SKIPPED_SCALAR
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
+from stepwatch.probe.symmetry import UnitSymmetry
 from stepwatch.probe.tensors import TensorRecorder
 from stepwatch.probe.updates import UpdateSample
 
@@ -104,6 +105,7 @@ class StepObserver:
         self._inputs = InputWatch(self._steps.clock)
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
+        self._symmetry = UnitSymmetry(self._tensors.models)
         self._update = UpdateSample(self._tensors.models)
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
@@ -214,6 +216,8 @@ class StepObserver:
             finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)
             self._steps.see_finite(finite and record.finite)
             self._update.before(optimizer)
+            if optimizer is self._optimizers[0]:
+                self._symmetry.look(record)
         self._steps.clock.begin("optimizer_ns")
 
     @guarded

@@ -28,9 +28,10 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "LearningRateDecayedEarly": "UpdateTooSmall StalledLoss UnchangedTensor",
         "MissingWarmUp": "DeadRelu SaturatedActivation LossSpike CollapsedOutput StalledLoss NoBetterThanGuessing "
         "VanishingGradient UnchangedTensor",
-        "PoorWeightInitialization": "MissingWarmUp NoBetterThanGuessing SaturatedActivation ExplodingTensor "
-        "DivergingLoss VanishingGradient DeadRelu "
+        "PoorWeightInitialization": "SymmetricUnits MissingWarmUp NoBetterThanGuessing SaturatedActivation "
+        "ExplodingTensor DivergingLoss VanishingGradient DeadRelu "
         "UnchangedTensor StalledLoss",
+        "SymmetricUnits": "StalledLoss NoBetterThanGuessing CollapsedOutput",
         "LabelsLookShuffled": "Overfit NoBetterThanGuessing StalledLoss",
         "WeightNormGrowth": "SaturatedActivation ExplodingActivation ExplodingTensor DivergingLoss LossNotDecreasing "
         "UpdateTooSmall",

@@ -145,6 +145,10 @@ ROLE_QUANTITY = "role"
 """Derived quantity of a parameter, where it does not take part in training and when that changes: [requires a gradient,
 is held by an optimizer, has had a gradient, belongs to a module that ran in the first forward pass], each 0 or 1."""
 
+EQUAL_UNITS_QUANTITY = "equal_units"
+"""Derived quantity of a weight: [units that were compared, those of them that are equal to another and not zero, norm
+of what was compared]."""
+
 UPDATE_QUANTITY = "update"
 """Derived quantity of some weights, over a sample of their entries: [norm of the change by the update of the step, norm
 before it, entries whose gradient is not zero, those of them that the update left exactly as they were]."""

@@ -25,6 +25,7 @@ from stepwatch.rules.recommended.replicas import ReplicaDrift
 from stepwatch.rules.recommended.representations import AttentionCollapse, CollapsedOutput, ExplodingActivation
 from stepwatch.rules.recommended.schedule import LearningRateDecayedEarly, LearningRateGrowing
 from stepwatch.rules.recommended.spikes import LossSpike
+from stepwatch.rules.recommended.symmetry import SymmetricUnits
 from stepwatch.rules.recommended.updates import UpdateTooLarge, UpdateTooSmall
 from stepwatch.rules.recommended.warm_up import MissingWarmUp
 from stepwatch.rules.recommended.weights import PoorWeightInitialization, UnchangedTensor
@@ -51,6 +52,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     AttentionCollapse,
     InputNotNormalized,
     PoorWeightInitialization,
+    SymmetricUnits,
     UnchangedTensor,
     NoGradient,
     UpdateTooLarge,
