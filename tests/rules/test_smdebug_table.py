@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -17,11 +18,12 @@ SCRIPT = Path(__file__).parents[1] / "smdebug_table.py"
 
 def start(python: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [str(python), str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    at_once = {**os.environ, "SMDEBUG_TRAINING_END_DELAY_REFRESH": "0"}  # smdebug sleeps at the end of every job
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=at_once)
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
-    output, error = process.communicate(timeout=280)
+    output, error = process.communicate(timeout=600)
     assert process.returncode == 0, error[-3000:]
     return json.loads(output.splitlines()[-1])
 

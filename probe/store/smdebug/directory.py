@@ -8,9 +8,10 @@ import os
 import re
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,6 +38,10 @@ _INDEX_NAME = re.compile(r"^(\d{1,18})_(.+)\.json$")
 _COLLECTIONS_NAME = re.compile(r"^(.+)_collections\.json$")
 
 
+_Place: TypeAlias = tuple[int, int]
+_Places: TypeAlias = tuple[dict[str, _Place], dict[str, dict[tuple[str, bool], _Place]]]
+
+
 @dataclass(frozen=True, slots=True)
 class IndexedStep:
     """What one worker saved at one global step.
@@ -48,6 +53,8 @@ class IndexedStep:
         tensors: name -> (offset, length) of the tensor's record in the event file.
         reductions: name -> (reduction, of magnitudes) -> the same.
         shapes: name -> shape, where shapes were saved.
+
+    Steps of one directory share ``tensors`` and ``reductions`` where they are equal.
     """
 
     step: int
@@ -84,6 +91,7 @@ class SMDebugDirectory:
         self._read: set[str] = set()
         self._latest: deque[IndexedStep] = deque(maxlen=_LATEST)
         self._files = _EventFiles(self.path)
+        self._index_reader = _IndexReader()
 
     @property
     def ended(self) -> bool:
@@ -127,13 +135,13 @@ class SMDebugDirectory:
             remote.refresh(self.path)
             self._refreshed = time.monotonic()
         found = []
-        index = self.path / "index"
+        index = os.path.join(self.path, "index")
         for folder in sorted(_names(index)):
-            for name in sorted(_names(index / folder)):
+            place = os.path.join(index, folder)
+            for name in sorted(_names(place)):
                 key = f"{folder}/{name}"
-                match = _INDEX_NAME.match(name)
-                if match and key not in self._read:
-                    found.append(_read_index(index / folder / name, int(match[1]), match[2]))
+                if key not in self._read and (match := _INDEX_NAME.match(name)):
+                    found.append(self._index_reader.read(f"{place}/{name}", int(match[1]), match[2]))
                     self._read.add(key)
         found.sort(key=lambda step: (step.step, step.worker))
         self._latest.extend({step.step: step for step in found[-_LATEST:]}.values())
@@ -195,10 +203,14 @@ class SMDebugDirectory:
 
 
 class _EventFiles:
-    """Pieces of event files, which do not change once they are there; small files are kept, as many as have room."""
+    """Pieces of event files, which do not change once they are there.
+
+    Small files of which a second piece is asked for are kept, as many as have room.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = str(folder)
+        self._asked: set[str] = set()
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
 
@@ -212,15 +224,18 @@ class _EventFiles:
         content = self._kept.get(path)
         if content is not None:
             return _piece(content, offset, length)
-        with (self._folder / path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= _KEPT_FILE_BYTES:
-                content = self._keep(path, file.read())
-                return _piece(content, offset, length)
+        descriptor = os.open(os.path.join(self._folder, path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
             if offset + length > size:  # asked first: a length that lies must not become memory
                 return _piece(b"", offset, length)
-            file.seek(offset)
-            return file.read(length)
+            if path in self._asked and size <= _KEPT_FILE_BYTES:
+                content = self._keep(path, os.pread(descriptor, size, 0))
+                return _piece(content, offset, length)
+            self._asked.add(path)
+            return _piece(os.pread(descriptor, length, offset), 0, length)
+        finally:
+            os.close(descriptor)
 
     def _keep(self, path: str, content: bytes) -> bytes:
         self._kept[path] = content
@@ -237,33 +252,54 @@ def _piece(content: bytes, offset: int, length: int) -> bytes:
     return content[offset : offset + length]
 
 
-def _read_index(path: Path, step: int, worker: str) -> IndexedStep:
-    content = _read_object(path)
-    try:
-        meta = content["meta"]
-        mode, mode_step, events = str(meta["mode"]), _count(meta["mode_step"]), meta.get("event_file_name")
-        ModeKeys[mode]
-        if events is not None and (not isinstance(events, str) or events.startswith(os.sep) or ".." in events):
-            raise ValueError(f"event_file_name is {events!r}; expected a path below the directory")
-        found = IndexedStep(step, _worker(worker), mode, mode_step, events)
-        for entry in content.get("tensor_payload") or ():
-            name, offset, length = entry["tensorname"], entry["start_idx"], entry["length"]
-            if not (type(name) is str and name.isascii()):
-                name = _name(name)
-            if not (type(offset) is int and type(length) is int and 0 <= offset < _END and 0 <= length < _END):
-                raise ValueError(f"{name} is at {offset!r:.40} with length {length!r:.40}; expected numbers from 0")
-            if name.startswith(REDUCTION_PREFIX):
-                tensor, reduction, of_magnitudes = split_reduction(name)
-                found.reductions.setdefault(tensor, {})[reduction, of_magnitudes] = (offset, length)
-            else:
-                found.tensors[name] = (offset, length)
-        for entry in content.get("shape_payload") or ():
-            found.shapes[_name(entry["tensorname"])] = tuple(_count(size) for size in entry["shape"])
-    except KeyError as error:
-        raise TraceError(f"{path}: has no or an unknown {error}; expected an index of smdebug") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}: {error}") from None
-    return found
+class _IndexReader:
+    """Reads files of an index; what lies where is the same in most of them as in the one before, and then shared."""
+
+    def __init__(self) -> None:
+        self._payload: Any = None
+        self._places: _Places = {}, {}
+
+    def read(self, path: str, step: int, worker: str) -> IndexedStep:
+        """What a file says of a worker's step.
+
+        Raises:
+            TraceError: it is damaged.
+        """
+        content = _read_object(path)
+        try:
+            meta = content["meta"]
+            mode, mode_step, events = str(meta["mode"]), _count(meta["mode_step"]), meta.get("event_file_name")
+            ModeKeys[mode]
+            if events is not None and (not isinstance(events, str) or events.startswith(os.sep) or ".." in events):
+                raise ValueError(f"event_file_name is {events!r}; expected a path below the directory")
+            payload = content.get("tensor_payload")
+            if payload != self._payload:
+                self._places, self._payload = _places(payload or ()), payload
+            found = IndexedStep(step, _worker(worker), mode, mode_step, events, *self._places)
+            for entry in content.get("shape_payload") or ():
+                found.shapes[_name(entry["tensorname"])] = tuple(_count(size) for size in entry["shape"])
+        except KeyError as error:
+            raise TraceError(f"{path}: has no or an unknown {error}; expected an index of smdebug") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TraceError(f"{path}: {error}") from None
+        return found
+
+
+def _places(payload: Iterable[dict[str, Any]]) -> _Places:
+    tensors: dict[str, _Place] = {}
+    reductions: dict[str, dict[tuple[str, bool], _Place]] = {}
+    for entry in payload:
+        name, offset, length = entry["tensorname"], entry["start_idx"], entry["length"]
+        if not (type(name) is str and name.isascii()):
+            name = _name(name)
+        if not (type(offset) is int and type(length) is int and 0 <= offset < _END and 0 <= length < _END):
+            raise ValueError(f"{name} is at {offset!r:.40} with length {length!r:.40}; expected numbers from 0")
+        if name.startswith(REDUCTION_PREFIX):
+            tensor, reduction, of_magnitudes = split_reduction(name)
+            reductions.setdefault(tensor, {})[reduction, of_magnitudes] = (offset, length)
+        else:
+            tensors[name] = (offset, length)
+    return tensors, reductions
 
 
 def _count(value: Any) -> int:
@@ -301,11 +337,11 @@ def _worker(name: str) -> str:
     return name.replace("_", "/").replace("-", ":") if name.startswith("_") else name
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: str | Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        text = file.read(_MAX_INDEX_BYTES + 1)
-    if len(text) > _MAX_INDEX_BYTES:
-        raise TraceError(f"{path}: has more than {_MAX_INDEX_BYTES} bytes")
+        if os.fstat(file.fileno()).st_size > _MAX_INDEX_BYTES:
+            raise TraceError(f"{path}: has more than {_MAX_INDEX_BYTES} bytes")
+        text = file.read()
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -315,7 +351,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: str | Path) -> list[str]:
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
