@@ -34,7 +34,7 @@ from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.observer import StepObserver, guarded
 from stepwatch.probe.profiling import StepProfiler, plan_steps
 from stepwatch.probe.reductions import ReductionConfig
-from stepwatch.probe.resume import first_step, process_rank
+from stepwatch.probe.resume import first_step, process_rank, warn_of_suspect
 from stepwatch.probe.rotation import may_remove
 from stepwatch.probe.sampler import Row, SystemSampler
 from stepwatch.probe.schedule import SaveConfig
@@ -412,6 +412,8 @@ class Hook(StepObserver):
 
     def _start(self) -> None:
         super()._start()
+        if self.rank == 0 and (warning := warn_of_suspect(self.out_dir, self.step)):
+            self._writer.note(warning)
         self._profile_if_due()
 
     def _first_step(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.suspects import judge_checkpoints, last_healthy, recorded_onsets, resumed_from_suspect
+
+log = logging.getLogger("stepwatch")
 
 
 def process_rank() -> tuple[int, int]:
@@ -40,6 +44,26 @@ def first_step(optimizer: torch.optim.Optimizer | None, run_dir: Path, rank: int
     """
     done = 0 if optimizer is None else steps_done(optimizer)
     return _recorded_steps(run_dir, rank) if done is None else done
+
+
+def warn_of_suspect(run_dir: Path, step: int) -> str:
+    """Log, and return, that the attempt that begins at this step goes on from a suspect checkpoint.
+
+    "" where no recorded finding makes it suspect, or where that cannot be told.
+    """
+    if not step:
+        return ""
+    try:
+        trace = Trace(run_dir)
+        troubles = recorded_onsets(trace.findings())
+        said = resumed_from_suspect(trace, troubles, step) if troubles else ""
+        healthy = last_healthy(judge_checkpoints(trace, troubles)) if said else None
+    except (TraceError, OSError):
+        return ""
+    if said:
+        said += f"; the last healthy one: {healthy.path}, step {healthy.step}" if healthy else "; none is healthy"
+        log.warning("%s: %s", run_dir, said)
+    return said
 
 
 def _recorded_steps(run_dir: Path, rank: int) -> int:

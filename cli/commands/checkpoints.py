@@ -27,8 +27,9 @@ def command(run: Path, as_json: bool) -> None:
 
     from stepwatch.cli.render import console, print_json
     from stepwatch.probe.store.reader import Trace
+    from stepwatch.probe.store.suspects import CORRUPTING, judge_checkpoints, last_healthy, resumed_from_suspect
     from stepwatch.rules.catalogue import configure
-    from stepwatch.rules.checkpoints import CORRUPTING, judge_checkpoints, last_healthy, onsets, resumed_from_suspect
+    from stepwatch.rules.checkpoints import onsets
     from stepwatch.rules.replay import analyze
 
     errors.print_warnings_with_the_result()

@@ -11,9 +11,9 @@ from typing import Any
 from stepwatch.probe.store.control import ask_for_recent
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
+from stepwatch.probe.store.suspects import recorded_onsets, resumed_from_suspect
 from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.catalogue import RuleSpec
-from stepwatch.rules.checkpoints import recorded_onsets, resumed_from_suspect
 from stepwatch.rules.figures import Figures
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.replay import LiveAnalysis

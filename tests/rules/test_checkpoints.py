@@ -70,6 +70,20 @@ def test_what_is_written_after_the_onset_is_suspect_and_so_is_what_goes_on_from_
     assert f"it went on from a suspect checkpoint, {tmp_path / 'step-20.pt'}" in str(content["warning"])
 
 
+def test_a_job_that_goes_on_from_a_suspect_checkpoint_is_told_when_it_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, range(22), poison=12, actions=("log",))
+    caplog.clear()
+    train(tmp_path, range(10, 16))
+    assert "suspect" not in caplog.text  # the healthy one
+    train(tmp_path, range(20, 22))
+    warning = f"it went on from a suspect checkpoint, {tmp_path / 'step-20.pt'}: written after ExplodingTensor began"
+    assert warning in caplog.text
+    assert f"the last healthy one: {tmp_path / 'step-15.pt'}, step 15" in caplog.text
+    assert any(warning in note for note in Trace(tmp_path / "run").notes)
+
+
 def test_a_resume_from_the_healthy_one_makes_healthy_ones(tmp_path: Path) -> None:
     train(tmp_path, range(22), poison=12)
     train(tmp_path, range(10, 22))
