@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ _GRID = "#808995"
 _POINTS = 1500
 _MAX_MARKS = 6
 _LEGEND_COLUMNS = 3
+_MAX_BLOCKS = 40
+_SHORT_LABEL = 12
 
 
 def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (), *, height: int = 260) -> figure:
@@ -69,6 +72,11 @@ def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (),
     return chart
 
 
+def empty(height: int, unit: str, name: str) -> figure:
+    """A chart over global steps that a script of the page finds by its name, and fills."""
+    return _figure(height, "global step", unit, "linear", name=f"{name}-chart")
+
+
 def mark(chart: figure, findings: Sequence[Finding]) -> None:
     """Lines at the steps where problems began (dashed) and were certain."""
     for finding in list(findings)[:_MAX_MARKS]:
@@ -98,6 +106,8 @@ def heat(
     *,
     x: str = "global step",
     limits: tuple[float, float] | None = None,
+    blocks: Sequence[str] = (),
+    name: str | None = None,
 ) -> figure:
     """Layers by steps, first layer on top; entries that were not finite in red.
 
@@ -107,11 +117,13 @@ def heat(
         findings: marked at their steps.
         x: unit of the columns.
         limits: the values of the first and the last colour; by default the lowest and the highest.
+        blocks: of each layer the part of the model that it is in; a line is drawn where another begins.
+        name: by which a script of the page finds it.
     """
     count = len(content.layers)
     height = int(np.clip(18 * count + 90, 160, 900))
     order = list(reversed(content.layers))
-    chart = _figure(height, x, "", "linear", y_range=(0, count))
+    chart = _figure(height, x, "", "linear", y_range=(0, count), name=name)
     if limits is None:
         shown = shown_values(content)
         limits = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
@@ -147,6 +159,9 @@ def heat(
     chart.yaxis.ticker = [tick + 0.5 for tick in ticks]
     chart.yaxis.major_label_overrides = {tick + 0.5: _shorten(order[tick]) for tick in ticks}
     chart.ygrid.visible = False
+    edges = [count - 1 - i for i, (above, below) in enumerate(pairwise(blocks)) if above != below]
+    for edge in edges if len(edges) <= _MAX_BLOCKS else []:
+        chart.add_layout(Span(location=edge, dimension="width", line_color=_TEXT, line_width=1))
     bar = ColorBar(color_mapper=mapper, title=unit, width=10, background_fill_color=None, ticker=BasicTicker())
     bar.title_text_color = bar.major_label_text_color = _TEXT
     chart.add_layout(bar, "right")
@@ -202,7 +217,7 @@ def samples(
     findings: Sequence[tuple[Finding, float]] = (),
 ) -> figure:
     """Lines of (seconds, values) by label, and findings at their seconds."""
-    legend_rows = -(-len(series) // _LEGEND_COLUMNS)
+    legend_rows = len(series) if max(map(len, series)) > _SHORT_LABEL else -(-len(series) // _LEGEND_COLUMNS)
     chart = _figure(180 + 22 * legend_rows, "seconds since the start", unit, "linear")
     items = []
     for number, (label, (seconds, values)) in enumerate(series.items()):
@@ -257,7 +272,8 @@ def _dress_legend(legend: Legend) -> None:
     legend.background_fill_color = None
     legend.border_line_color = None
     legend.padding = legend.margin = 2
-    legend.ncols = _LEGEND_COLUMNS
+    longest = max((len(item.label.value) for item in legend.items), default=0)
+    legend.ncols = _LEGEND_COLUMNS if longest <= _SHORT_LABEL else 1  # beside each other they leave a phone's screen
 
 
 def _shorten(name: str) -> str:

@@ -13,6 +13,7 @@ from stepwatch.cli.comparison import objective_words, pair_lines
 from stepwatch.cli.report import charts
 from stepwatch.cli.report.data import HeatMap, Series, heat_map
 from stepwatch.cli.report.document import document
+from stepwatch.cli.report.history import tensor_history
 from stepwatch.probe.store.layout import write_atomically
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.compare.curves import Parting
@@ -172,10 +173,14 @@ def _rms(trace: Trace, parting: Parting, name: str) -> Series:
 
 def _heats(traces: Sequence[Trace], names: Sequence[str], plots: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Heat maps of the runs side by side, in colours that mean the same."""
+    histories = {
+        name: tensor_history(trace, trace.ranks[0] if trace.ranks else 0)
+        for name, trace in list(zip(names, traces, strict=True))[:_HEAT_RUNS]
+    }
     for collection in _COLLECTIONS:
         maps: dict[str, HeatMap] = {}
-        for name, trace in list(zip(names, traces, strict=True))[:_HEAT_RUNS]:
-            content = heat_map(trace, trace.ranks[0] if trace.ranks else 0, collection)
+        for name, history in histories.items():
+            content = heat_map(history, collection) if history is not None else None
             if content is not None:
                 maps[name] = content
         if len(maps) < 2:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stepwatch.cli.report.downsample import bucket_max, stretches
-from stepwatch.probe.store.follower import TableCursor
+from stepwatch.cli.report.downsample import bucket_max
+from stepwatch.cli.report.history import History
 from stepwatch.probe.store.reader import Trace
-from stepwatch.probe.store.records import TensorInfo
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.step import is_loss
 
-MAX_COLUMNS = 120
 MAX_LAYERS = 120
 
 
@@ -36,7 +32,8 @@ class HeatMap:
     """Layers by steps.
 
     Attributes:
-        layers: names from the first to the last layer.
+        layers: names from the first to the last layer, of several shown as one the first and how many more.
+        heads: the name of the first tensor of each, [layers]; empty where there are none.
         left, right: steps at which each column begins and ends, [columns].
         values: log10 of the root mean square, [layers, columns]; NaN where nothing was recorded.
         bad: whether an entry was not finite, [layers, columns].
@@ -47,6 +44,7 @@ class HeatMap:
     right: NDArray[np.float64]
     values: NDArray[np.float64]
     bad: NDArray[np.bool_]
+    heads: list[str] = field(default_factory=list)
 
 
 def scalar_series(trace: Trace, rank: int) -> tuple[list[Series], list[Series]]:
@@ -62,48 +60,16 @@ def scalar_series(trace: Trace, rank: int) -> tuple[list[Series], list[Series]]:
     return losses, others
 
 
-def heat_map(trace: Trace, rank: int, collection: str) -> HeatMap | None:
+def heat_map(history: History, collection: str) -> HeatMap | None:
     """Root mean squares of a collection's tensors over the saved training steps, or None without any."""
-    members = [t for t in trace.tensors().values() if collection in t.collections and _is_layer(t)]
-    members.sort(key=lambda t: t.order)
-    if not members:
+    rows = history.rows_of(collection)
+    if not rows:
         return None
-    # In pieces, and at once into the columns that are shown: a long run has more rows than fit into memory.
-    names = pa.array([t.name for t in members])
-    steps = np.zeros(0, np.int64)
-    for piece in _rows_of(trace, rank, names, []):
-        steps = np.union1d(steps, piece["step"].to_numpy())
-    if not len(steps):
-        return None
-    first = stretches(len(steps), MAX_COLUMNS)
-    values = np.full((len(members), len(first)), -np.inf)
-    bad = np.zeros(values.shape, dtype=bool)
-    for piece in _rows_of(trace, rank, names, ["numel", "n_nan", "n_inf", "l2"]):
-        layer = pc.index_in(piece["name"], names).to_numpy()
-        at = np.searchsorted(steps, piece["step"].to_numpy())
-        column = np.searchsorted(first, at, side="right") - 1
-        with np.errstate(divide="ignore"):
-            rms = np.log10(piece["l2"].to_numpy() / np.sqrt(np.maximum(piece["numel"].to_numpy(), 1)))
-        np.maximum.at(values, (layer, column), np.where(np.isfinite(rms), rms, -45.0))
-        broken = piece["n_nan"].to_numpy() + piece["n_inf"].to_numpy() > 0
-        bad[layer[broken], column[broken]] = True
-    values[np.isneginf(values)] = np.nan
-    left = steps[first].astype(np.float64)
-    widths = np.diff(left)
-    last = float(max(np.median(widths), 1)) if len(widths) else 1.0
-    right = np.append(left[1:], left[-1] + last)
-    return _group_layers(HeatMap([t.name for t in members], left, right, values, bad))
-
-
-def _rows_of(trace: Trace, rank: int, names: pa.Array, columns: list[str]) -> Iterator[pa.Table]:
-    """Rows of these tensors at training steps, in pieces."""
-    training = pa.array(["TRAIN", "GLOBAL"])
-    for piece in TableCursor(trace, "stats", rank, ["step", "mode", "name", *columns]).read():
-        yield piece.filter(pc.and_(pc.is_in(piece["mode"], training), pc.is_in(piece["name"], names)))
-
-
-def _is_layer(tensor: TensorInfo) -> bool:
-    return len(tensor.shape) >= 2
+    values = history.rms[rows]
+    with np.errstate(divide="ignore"):
+        logs = np.where(values == 0, -45.0, np.log10(values))
+    names = [history.tensors[row].name for row in rows]
+    return _group_layers(HeatMap(names, history.left, history.right, logs, history.bad[rows], names))
 
 
 def _group_layers(heat: HeatMap) -> HeatMap:
@@ -118,7 +84,7 @@ def _group_layers(heat: HeatMap) -> HeatMap:
         heat.layers[a] if b - a == 1 else f"{heat.layers[a]} and {b - a - 1} more"
         for a, b in zip(starts, ends, strict=True)
     ]
-    return HeatMap(names, heat.left, heat.right, values.T, bad.T > 0)
+    return HeatMap(names, heat.left, heat.right, values.T, bad.T > 0, [heat.layers[start] for start in starts])
 
 
 def evidence_series(trace: Trace, finding: Finding) -> list[Series]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -30,17 +30,19 @@ def templates(package: str) -> Environment:
     )
 
 
-def document(template: str, plots: Mapping[str, Any], context: Mapping[str, Any]) -> bytes:
+def document(template: str, plots: Mapping[str, Any], context: Mapping[str, Any], scripts: Sequence[str] = ()) -> bytes:
     """A self-contained page.
 
     Args:
         template: name of one that extends ``document.html``; it finds the chart of a name in ``divisions``.
         plots: Bokeh's models by name.
         context: what else the template needs, ``title`` among it.
+        scripts: files of this package that the page runs once its charts are there.
     """
     script, divisions = components(dict(plots)) if plots else ("", {})
     code = re.sub(r"^\s*<script[^>]*>|</script>\s*$", "", script.strip())
     library = "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw) if plots else ""
+    own = "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in scripts)
     page = templates(__package__).get_template(template)
     return page.render(
         **context,
@@ -48,7 +50,8 @@ def document(template: str, plots: Mapping[str, Any], context: Mapping[str, Any]
         divisions={name: Markup(division) for name, division in divisions.items()},
         library=Markup(library),
         code=Markup(code),
-        script_hashes=" ".join(_hash(text) for text in (library, code)),
+        own=Markup(own),
+        script_hashes=" ".join(_hash(text) for text in (library, code, own)),
     ).encode()
 
 

@@ -32,6 +32,11 @@ def stretches(columns: int, size: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, columns, min(size, columns), endpoint=False).astype(np.intp))
 
 
+def evenly(count: int, size: int) -> NDArray[np.intp]:
+    """At most ``size`` of ``count`` places, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(size, count)).round().astype(np.intp))
+
+
 def bucket_max(matrix: NDArray[np.float64], size: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Largest value of each of at most ``size`` stretches of columns, and the first column of each.
 

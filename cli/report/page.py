@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import boosting_parts
 from stepwatch.cli.report.data import Series, evidence_series, heat_map, scalar_series
 from stepwatch.cli.report.document import document
+from stepwatch.cli.report.history import tensor_history
+from stepwatch.cli.report.layers import block_of, layer_charts, layer_data
 from stepwatch.cli.report.profile import machine_parts, time_parts
 from stepwatch.cli.report.profiled import profiled_parts, recorded_stacks
+from stepwatch.cli.report.ranks import rank_parts
 from stepwatch.cli.series import series_of
 from stepwatch.cli.step_times import step_times
 from stepwatch.cli.summary import state_of
+from stepwatch.probe.collections import DEFAULT_COLLECTIONS, CollectionKeys
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.layout import write_atomically
@@ -52,7 +56,7 @@ def write_report(trace: Trace, output: Path, specs: Sequence[RuleSpec]) -> Path:
     """
     with Judging(trace, specs) as judging:
         plots, context = _content(trace, judging)
-    write_atomically(output, document("report.html", plots, context))
+    write_atomically(output, document("report.html", plots, context, ["layers.js"] if context["layers"] else ()))
     return output
 
 
@@ -76,13 +80,21 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
     scalars = _scalar_groups(others)
     for number, (name, group) in enumerate(scalars):
         plots[f"scalar{number}"] = charts.lines(group, name, findings, height=180)
-    heats = []
+    heats, lines = [], {}
+    history = tensor_history(trace, rank)
+    modules = {t.name: t.module or t.name for t in history.tensors} if history is not None else {}
     for collection, title, unit in _HEATS:
-        content = heat_map(trace, rank, collection)
+        content = heat_map(history, collection) if history is not None else None
         if content is not None:
-            plots[collection] = charts.heat(content, "log10 rms", findings)
+            blocks = [block_of(modules[name]) for name in content.heads]
+            chart = charts.heat(content, "log10 rms", findings, blocks=blocks, name=f"heat-{collection}")
+            plots[collection] = chart
+            lines[collection] = content.heads
             heats.append({"key": collection, "title": title, "unit": unit, "layers": len(content.layers)})
+    if history is not None:
+        plots |= layer_charts()
     parts = {
+        "ranks": rank_parts(trace, findings),
         "times": time_parts(trace, findings),
         "profiled": profiled_parts(trace),
         "boosting": boosting_parts(trace, rank),
@@ -102,10 +114,13 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
         "loss_table": [_line_row(line) for line in losses],
         "scalars": [{"key": f"scalar{i}", "name": name} for i, (name, _) in enumerate(scalars)],
         "heats": heats,
+        "layers": {**layer_data(trace, rank, history, findings), "heats": lines} if history is not None else None,
         "parts": parts,
+        "layer_of": modules,
         "stacks": recorded_stacks(trace),
         "recorded": _recorded(trace, rank),
-        "reservations": [*analysis.notes, *analysis.warnings, *_counters(analysis)],
+        "reservations": [*analysis.notes, *analysis.warnings, *_missing(trace, bool(machine)), *_counters(analysis)],
+        "lost": bool(_counters(analysis)),
         "versions": trace.info.versions,
         "config": trace.info.config,
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -242,6 +257,18 @@ def _recorded(trace: Trace, rank: int) -> list[tuple[str, str]]:
         ("Steps with tensors saved", f"{len(saved)} of {len(steps)}, {interval}"),
         ("Losses and scalars", "at every step"),
     ]
+
+
+def _missing(trace: Trace, sampled: bool) -> Iterator[str]:
+    """What a reader may look for in vain."""
+    there = {name for tensor in trace.tensors().values() for name in tensor.collections}
+    absent = [name for name in DEFAULT_COLLECTIONS if name not in {*there, CollectionKeys.LOSSES}]
+    if absent:
+        yield f"no {', '.join(absent)}: the job has none, or they were not asked for"
+    if len(trace.ranks) < trace.info.world_size:
+        yield f"{trace.info.world_size - len(trace.ranks)} of {trace.info.world_size} ranks"
+    if not sampled:
+        yield "the use of the machine"
 
 
 def _counters(analysis: Analysis) -> list[str]:

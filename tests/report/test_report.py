@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
-import subprocess
-import tempfile
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from playwright.sync_api import sync_playwright
 
 from stepwatch.cli.report.downsample import bucket_max, keep_extremes
 from stepwatch.cli.report.page import write_report
@@ -30,12 +30,23 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&'\"{{7*7}}"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def make_run(path: Path, *, steps: int, tensors: int, every: int = 1, name: str = "Net", nan_at: int = -1) -> Trace:
-    writer = TraceWriter(path, run_info={"job_name": f"job {name}", "command": ["python", name]}, queue_bytes=1 << 30)
+def make_run(
+    path: Path,
+    *,
+    steps: int,
+    tensors: int,
+    every: int = 1,
+    name: str = "Net",
+    nan_at: int = -1,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Trace:
+    run_info = {"job_name": f"job {name}", "command": ["python", name], "world_size": ranks}
+    writer = TraceWriter(path, rank=rank, run_info=run_info, queue_bytes=1 << 30)
     names = tuple(f"gradient/{name}_{i}.weight" for i in range(tensors))
     for order, tensor in enumerate(names):
         writer.describe(TensorInfo(tensor, (4, 4), "float32", ("gradients",), f"{order}", "Linear", order))
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(rank)
     start = 10**18
     for step in range(steps):
         saved = step % every == 0
@@ -106,13 +117,25 @@ def test_a_healthy_run_is_not_green_for_rules_that_could_not_decide(tmp_path: Pa
     assert "no issue" not in text.lower().replace("no issue was", "")
 
 
+def test_ranks_stand_side_by_side_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        trace = make_run(tmp_path / "run", steps=30, tensors=2, rank=rank, ranks=3)
+    text, _ = parse(write_report(trace, tmp_path / "r.html", configure(["DeadRelu"])))
+    shown = text.partition("Ranks side by side")[2]
+    assert "Norm of the gradients" in shown and "rank 0 finished 30" in shown and "rank 1 finished 30" in shown
+    missing = shown.partition("What was not, and why")[2]
+    assert "no weights, biases, activations: the job has none" in missing
+    assert "1 of 3 ranks" in missing
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     trace = make_run(tmp_path / "run", steps=60, tensors=3, name=HOSTILE, nan_at=30)
     change_labels(trace.path, add=["sweep-7"], note=f"note {HOSTILE}")
     text, tags = parse(write_report(trace, tmp_path / "r.html", configure(None)))
     assert HOSTILE in text and f"#sweep-7: note {HOSTILE}" in text
     assert not [tag for tag, attributes in tags if tag == "img" or any(name.startswith("on") for name in attributes)]
-    assert len([tag for tag, _ in tags if tag == "script"]) == 2
+    scripts = [attributes.get("type") for tag, attributes in tags if tag == "script"]
+    assert scripts.count(None) == 3 and scripts.count("application/json") == 1
 
 
 def test_nothing_may_be_fetched(tmp_path: Path) -> None:
@@ -121,11 +144,13 @@ def test_nothing_may_be_fetched(tmp_path: Path) -> None:
     policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy and "script-src 'unsafe" not in policy
-    assert not [a for t, a in tags if t in ("link", "iframe") or a.get("src") or (t == "a" and a.get("href"))]
+    assert not [
+        a for t, a in tags if t in ("link", "iframe") or a.get("src") or not (a.get("href") or "#").startswith("#")
+    ]
 
 
 def test_a_long_run_of_many_layers_stays_small(tmp_path: Path) -> None:
-    trace = make_run(tmp_path / "run", steps=20_000, tensors=300, every=40)
+    trace = make_run(tmp_path / "run", steps=5_000, tensors=300, every=10)
     page = write_report(trace, tmp_path / "r.html", configure(None))
     assert page.stat().st_size < 5e6
 
@@ -156,33 +181,63 @@ def test_joined_columns_keep_the_largest(matrix: np.ndarray, size: int) -> None:
         np.testing.assert_array_equal(joined[:, column], matrix[:, start:end].max(axis=1))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page cannot be opened")
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(make_run(folder / "run", steps=80, tensors=6, nan_at=60), folder / "r.html", configure(None))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine: the page cannot be opened")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
-def test_a_browser_draws_it_without_a_complaint(tmp_path: Path, look: str) -> None:
-    page = write_report(
-        make_run(tmp_path / "run", steps=80, tensors=6, nan_at=60), tmp_path / "r.html", configure(None)
-    )
-    size = "390,4000" if look == "phone" else "1100,3000"
-    picture = tmp_path / "page.png"
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--disable-gpu", "--enable-logging=stderr", f"--window-size={size}"]
-    command += ["--no-sandbox"] if os.geteuid() == 0 else []
-    command += ["--blink-settings=preferredColorScheme=0"] if look == "dark" else []
-    command += ["--virtual-time-budget=8000", f"--user-data-dir={tempfile.mkdtemp(dir=tmp_path)}"]
-    shot = subprocess.run(
-        [*command, f"--screenshot={picture}", f"file://{page}"], capture_output=True, text=True, timeout=120
-    )
-    # A layout that settles in two rounds is announced by the browser and harmless.
-    console = [line for line in shot.stderr.splitlines() if "CONSOLE" in line and "ResizeObserver loop" not in line]
-    assert [line for line in console if "bokeh" not in line or "error" in line.lower()] == []
-    drawn = subprocess.run(
-        [*command, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
-    ).stdout
-    assert drawn.count("bk-Figure") >= 5
+def test_a_browser_draws_it_without_a_complaint(page: Path, browser: Any, tmp_path: Path, look: str) -> None:
+    width, scheme = (390, "light") if look == "phone" else (1100, look)
+    tab = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    complaints: list[str] = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    tab.goto(f"file://{page}")
+    # The script that draws a layer runs when the charts are there.
+    tab.wait_for_function("document.querySelectorAll('#layer-table tr').length > 0", timeout=60_000)
+    assert tab.locator(".bk-Figure").count() >= 8
+    assert complaints == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is wider than the screen"
+    tab.screenshot(path=tmp_path / "page.png", full_page=True)
     from PIL import Image
 
-    with Image.open(picture) as image:
+    with Image.open(tmp_path / "page.png") as image:
         corner = image.convert("RGB").getpixel((3, 3))
         colours = len(image.convert("RGB").resize((200, 400)).getcolors(100_000) or [])
     assert (sum(corner) < 200) == (look == "dark")
     assert colours > 200
+    tab.close()
+
+
+def test_a_layer_is_chosen_by_a_finding_a_list_and_a_heat_map(page: Path, browser: Any) -> None:
+    tab = browser.new_page(viewport={"width": 1100, "height": 1000})
+    tab.goto(f"file://{page}")
+    tab.wait_for_function("document.querySelectorAll('#layer-table tr').length > 0", timeout=60_000)
+    choice = tab.locator("#layer-choice")
+    assert "ExplodingTensor" in tab.locator("#layer-findings").inner_text(), "one that a finding names comes first"
+    choice.select_option("2")
+    assert tab.locator("#layer-table button").inner_text() == "gradient/Net_2.weight"
+    assert tab.locator("#layer-spread-name").inner_text() == "gradient/Net_2.weight"
+    assert tab.locator("#layer-table td").last.inner_text() == "yes", "it held NaN"
+    values = tab.evaluate("Bokeh.documents[0].get_model_by_name('layer-spread').data.low")
+    assert len(values) == 80 and all(value >= 0 for value in values)
+    tab.locator(".finding a", has_text="gradient/Net_5.weight").first.click()
+    tab.wait_for_function("document.getElementById('layer-choice').value === '5'")
+    heat = tab.locator("section[aria-labelledby=gradients-title] .bk-Figure")
+    box = heat.bounding_box()
+    assert box is not None
+    heat.click(position={"x": box["width"] / 2, "y": 40})  # below the toolbar: the first layer
+    tab.wait_for_function("document.getElementById('layer-choice').value === '0'")
+    tab.close()
