@@ -8,6 +8,8 @@ process, since its hooks cannot be taken off. W&B and TensorBoard are measured w
 "Step" is the median over blocks of the mean step, "hook" and "ratio" are medians over blocks of the difference
 and the quotient. "Middle step" is the same for the median step of a block, which leaves out what happens once a
 second. What other processes took of the machine meanwhile is printed: much of it, and the numbers say little.
+Without --quick two limits are measured as well: what hooks of Python cost that do nothing, and such hooks with a plain
+sum of every tensor.
 
     python benchmarks/hook_overhead.py --quick                     # under two minutes
     python benchmarks/hook_overhead.py --smdebug-python PATH       # where scripts/smdebug_env.sh was not used
@@ -58,9 +60,10 @@ def run(python: Path, script: str, *arguments: object) -> tuple[dict[str, Any], 
     return json.loads(printed), max(0.0, others / elapsed)
 
 
-def compare(python: Path, workload: str, library: str, rounds: int, seconds: float) -> None:
+def compare(python: Path, workload: str, library: str, rounds: int, seconds: float, *, limits: bool) -> None:
     """Print one row for each way of watching, and one for no hook."""
-    found, others = run(python, "overhead_worker.py", "compare", workload, library, rounds, seconds)
+    words = ("compare", workload, library, rounds, seconds, "limits" if limits else "-")
+    found, others = run(python, "overhead_worker.py", *words)
     blocks: dict[str, list[list[int]]] = found["blocks"]
     ways: list[str] = found["ways"]
     rows: dict[str, list[str]] = {name: [] for name in ("no hook", *ways)}
@@ -105,9 +108,9 @@ def main() -> None:
     python = Path(sys.executable)
     for workload, title in WORKLOADS.items():
         print(f"\n### {title}\n\n{HEADER}")
-        compare(python, workload, "stepwatch", rounds, seconds)
+        compare(python, workload, "stepwatch", rounds, seconds, limits=not options.quick)
         if reference:
-            compare(reference, workload, "smdebug", max(2, rounds // 4), seconds)
+            compare(reference, workload, "smdebug", max(2, rounds // 4), seconds, limits=False)
     print("\n### On disk, and opened and read\n")
     print("| | steps | tensors | bytes per tensor and step | all files | seconds to read | us per row |")
     print("|---|---:|---:|---:|---:|---:|---:|")

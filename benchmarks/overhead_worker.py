@@ -2,8 +2,8 @@
 
 Runs in the environment of what it measures, so it imports nothing but torch until it is told to.
 
-    overhead_worker.py compare WORKLOAD LIBRARY ROUNDS SECONDS      step times of every way of watching
-    overhead_worker.py record WORKLOAD LIBRARY STEPS FOLDER         record that many steps
+    overhead_worker.py compare WORKLOAD LIBRARY ROUNDS SECONDS limits|-     step times of every way of watching
+    overhead_worker.py record WORKLOAD LIBRARY STEPS FOLDER                 record that many steps
 """
 
 from __future__ import annotations
@@ -117,6 +117,49 @@ def by_hand(job: Job, folder: Path) -> Close:
     return job.optimizer.register_step_pre_hook(norms).remove
 
 
+def empty_hooks(job: Job, folder: Path) -> Close:
+    """What any recorder pays before it does anything: functions of Python that torch calls where ours are called."""
+    backward = torch.autograd.backward
+
+    def heard_backward(*args: Any, **kwargs: Any) -> Any:
+        return backward(*args, **kwargs)
+
+    handles = [
+        job.model.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True),
+        job.model.register_forward_hook(lambda module, args, output: None),
+        job.loss_fn.register_forward_hook(lambda module, args, output: None),
+        job.optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: None),
+        job.optimizer.register_step_post_hook(lambda optimizer, args, kwargs: None),
+    ]
+    torch.autograd.backward = heard_backward
+
+    def close() -> None:
+        torch.autograd.backward = backward
+        for handle in handles:
+            handle.remove()
+
+    return close
+
+
+def sums(job: Job, folder: Path) -> Close:
+    """The same, and every weight and gradient read once: a sum, of which nothing is kept."""
+    close = empty_hooks(job, folder)
+
+    def read(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        with torch.no_grad():
+            for parameter in job.model.parameters():
+                parameter.sum()
+                parameter.grad.sum()
+
+    handle = job.optimizer.register_step_pre_hook(read)
+
+    def close_both() -> None:
+        handle.remove()
+        close()
+
+    return close_both
+
+
 def wandb_watch(job: Job, folder: Path) -> Close:
     """W&B's own way: histograms of parameters and gradients, in offline mode."""
     import wandb
@@ -161,6 +204,10 @@ PEERS: dict[str, tuple[str, Watch]] = {
     "wandb.watch, every step": ("wandb", wandb_watch),
     "TensorBoard histograms, every step": ("tensorboard", tensorboard_histograms),
 }
+LIMITS: dict[str, Watch] = {
+    "limit: hooks that do nothing": empty_hooks,
+    "limit: such hooks, and a plain sum of every tensor": sums,
+}
 STEPWATCH: dict[str, Watch] = {
     "stepwatch, every step": every_step,
     "stepwatch, every step, with ReLU outputs": lambda job, folder: every_step(job, folder, True),
@@ -192,12 +239,12 @@ def train(job: Job, steps: int) -> None:
         job.step()
 
 
-def compare(workload: str, library: str, rounds: int, seconds: float) -> dict[str, Any]:
+def compare(workload: str, library: str, rounds: int, seconds: float, *, limits: bool) -> dict[str, Any]:
     """Step times of blocks: each with a hook between two without."""
     plain = Job(workload)
     train(plain, 50)
     blocks: dict[str, list[list[int]]] = {"no hook": []}
-    ways = STEPWATCH if library == "stepwatch" else SMDEBUG
+    ways = SMDEBUG if library == "smdebug" else STEPWATCH | (LIMITS if limits else {})
     scratch = Path(tempfile.mkdtemp())
     twins = {name: Job(workload) for name in SMDEBUG} if library == "smdebug" else {}
     for name, twin in twins.items():
@@ -240,7 +287,8 @@ def main() -> None:
     verb, workload, library = sys.argv[1:4]
     replies, sys.stdout = sys.stdout, sys.stderr  # libraries print
     if verb == "compare":
-        found = compare(workload, library, int(sys.argv[4]), float(sys.argv[5]))
+        rounds, seconds, limits = sys.argv[4:]
+        found = compare(workload, library, int(rounds), float(seconds), limits=limits == "limits")
     else:
         found = record(workload, library, int(sys.argv[4]), Path(sys.argv[5]))
     json.dump(found, replies)
