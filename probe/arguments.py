@@ -18,6 +18,8 @@ Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
 Ranks: TypeAlias = 'Literal["all", "first", "node"] | Sequence[int]'
 
+_HAS_CUDA = torch.version.cuda is not None or torch.version.hip is not None
+
 
 def is_recorded(ranks: Ranks, rank: int, first_of_node: bool) -> bool:
     """Whether this rank is one of them.
@@ -70,6 +72,8 @@ def is_traced() -> bool:
     """Whether torch compiles, or captures a CUDA graph: what is called now is called once, for many steps."""
     if torch.compiler.is_compiling():
         return True
+    if not _HAS_CUDA:
+        return False
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 

@@ -45,7 +45,8 @@ class StepTracker:
         self.by_optimizer = False
         self.has_optimizer = False
         self._registry = registry
-        self._save_config = save_config
+        self._schedules = {mode: save_config.get_save_config(mode) for mode in ModeKeys}
+        self._governed = {mode for mode, schedule in self._schedules.items() if schedule and schedule.governed}
         self._governor = governor
         self._hand_over = submit
         self._mode_steps: dict[ModeKeys, int] = {}
@@ -67,7 +68,7 @@ class StepTracker:
         if self.record is None:
             mode_step = self._mode_steps.get(mode, 0)
             self.record = OpenRecord(self.step, mode, mode_step, due=self._due(mode, mode_step))
-            if self._governor.interval != self._told_interval and mode in TRAINING and self._governs(mode):
+            if mode in self._governed and mode in TRAINING and self._governor.interval != self._told_interval:
                 self._told_interval = self._governor.interval
                 self.record.add_scalar(INTERVAL_SCALAR, self._told_interval)
         return self.record
@@ -170,19 +171,16 @@ class StepTracker:
             self.step += 1
         self.clock.restart()
 
-    def _governs(self, mode: ModeKeys) -> bool:
-        config = self._save_config.get_save_config(mode)
-        return config is not None and config.governed
-
     def _due(self, mode: ModeKeys, mode_step: int) -> frozenset[str]:
         if mode in TRAINING and self.step < self._dense_until:
             return self._registry.included
-        config = self._save_config.get_save_config(mode)
-        due = False
-        if config is not None and config.governed:
-            due = mode in TRAINING and config.in_range(mode_step) and self._governor.due(mode_step)
-        elif config is not None:
-            due = config.should_save_step(mode_step)
+        schedule = self._schedules[mode]
+        if schedule is None:
+            due = False
+        elif mode in self._governed:
+            due = mode in TRAINING and schedule.in_range(mode_step) and self._governor.due(mode_step)
+        else:
+            due = schedule.should_save_step(mode_step)
         own = self._registry.scheduled
         if not own:
             return self._registry.included if due else _NOTHING

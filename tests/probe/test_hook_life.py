@@ -154,7 +154,7 @@ def test_killed_runs_keep_everything_older_than_a_flush(tmp_path: Path) -> None:
         trace = Trace(run)
         steps = trace.table("steps").to_pandas()
         assert len(steps) and steps["step"].tolist() == list(range(len(steps)))
-        assert killed_ns - steps["time_ns"].iloc[-1] < 5e9  # a second, and what a busy machine is late
+        assert killed_ns - steps["time_ns"].iloc[-1] < 20e9  # a second, and what a busy machine is late
         stats = trace.table("stats", columns=["step", "name"]).to_pandas()
         counts = stats.groupby("step").size()
         assert set(counts.loc[steps["step"]]) == {9}
