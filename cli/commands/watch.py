@@ -52,6 +52,7 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--notify", "notify", multiple=True, metavar="CHANNEL", help="Tell of findings; docs/watching.md has the channels."
 )
+@click.option("--template", type=click.Path(path_type=Path), help="Jinja template that words what --notify tells.")
 @click.option(
     "--quiet",
     multiple=True,
@@ -102,6 +103,7 @@ def command(
     dry_run: bool,
     webhook: str | None,
     notify: tuple[str, ...],
+    template: Path | None,
     quiet: tuple[str, ...],
     study: str | None,
     interval: float,
@@ -127,17 +129,18 @@ def command(
     from stepwatch.rules.sidecar.stopping import DryRun, EscalatingStop
     from stepwatch.rules.telling.courier import Courier
 
-    if policy and (rules or settings or stop or profile or webhook or notify or quiet or study):
-        errors.fail(
-            "--policy says it all: --rules, --set, --stop, --profile, --webhook, --notify, --quiet, --study go there"
-        )
+    if policy and (rules or settings or stop or profile or webhook or notify or template or quiet or study):
+        options = "--rules, --set, --stop, --profile, --webhook, --notify, --template, --quiet, --study"
+        errors.fail(f"--policy says it all: {options} go there")
     courier = Courier((state or default_state_dir()) / "outbox")
     file = PolicyFile(policy, courier) if policy else None
     spellings = [*notify, *([webhook] if webhook else [])]
     stopping = (
         DryRun() if dry_run else EscalatingStop(answer=answer, grace=grace, shout=courier.shout, scheduler=scheduler)
     )
-    always = None if file else _policy(rules, settings, stopping, stop, profile, spellings, quiet, study, courier)
+    always = (
+        None if file else _policy(rules, settings, stopping, stop, profile, spellings, template, quiet, study, courier)
+    )
     out = console() if form == "text" else console(sys.stderr)
     if check:
         _explain(out, directories, file, always)
@@ -213,6 +216,7 @@ def _policy(
     stop: bool,
     profile: bool,
     spellings: list[str],
+    template: Path | None,
     quiet: tuple[str, ...],
     study: str | None,
     courier: Courier,
@@ -233,7 +237,9 @@ def _policy(
     hours = QuietHours(quiet)
     if quiet and not spellings:
         errors.fail("--quiet holds back what --notify tells; expected --notify as well")
-    outboxes = [courier.outbox(channel(spelling)) for spelling in spellings]
+    if template and not spellings:
+        errors.fail("--template words what --notify tells; expected --notify as well")
+    outboxes = [courier.outbox(channel(spelling, template)) for spelling in spellings]
     actions: list[Action] = [NotifyAction(outboxes, quiet=hours)] if outboxes else []
     if stop:
         actions.append(stopping)

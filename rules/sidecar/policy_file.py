@@ -28,7 +28,7 @@ from stepwatch.rules.telling.quiet import QuietHours
 
 _POLICY = ("name", "runs", "directories", "users", "tags", "rules", "set", "severity", "study", "stop", "notify", "log")
 _STOP = ("at_least", "answer", "grace", "scheduler", "dry_run")
-_NOTIFY = ("channel", "at_least", "gather", "quiet", "breaks_through", "resolved")
+_NOTIFY = ("channel", "template", "at_least", "gather", "quiet", "breaks_through", "resolved")
 
 
 class PolicyFile:
@@ -177,7 +177,7 @@ class _Reader:
         if not isinstance(table.get("channel"), str):
             self._fail(place, 'names no channel; expected channel = "..."')
         try:
-            outbox = self._courier.outbox(channel(table["channel"]))
+            outbox = self._courier.outbox(channel(table["channel"], self._beside(table, "template", place)))
         except (ValueError, ImportError) as error:
             self._fail(place, str(error))
         return NotifyAction(
@@ -188,6 +188,13 @@ class _Reader:
             quiet=self._quiet(table, place),
             resolved=self._flag(table, "resolved", place) if "resolved" in table else None,
         )
+
+    def _beside(self, table: dict[str, Any], key: str, place: Place) -> Path | None:
+        """A file that is named relative to this one."""
+        value = table.get(key)
+        if value is not None and not isinstance(value, str):
+            self._fail((*place, key), f"{key} is {value!r}; expected the name of a file")
+        return None if value is None else self._path.parent / value
 
     def _quiet(self, table: dict[str, Any], place: Place) -> QuietHours:
         never = table.get("breaks_through") == "never"

@@ -10,10 +10,11 @@ from stepwatch.rules.telling.alertmanager import Alertmanager
 from stepwatch.rules.telling.aws import SnsChannel
 from stepwatch.rules.telling.outbox import Channel
 from stepwatch.rules.telling.services import service
+from stepwatch.rules.telling.template import InOwnWords
 from stepwatch.rules.telling.webhook import Webhook
 
 
-def channel(spelling: str) -> Channel:
+def channel(spelling: str, template: Path | None = None) -> Channel:
     """A channel.
 
     Args:
@@ -21,12 +22,18 @@ def channel(spelling: str) -> Channel:
             ``alertmanager:URL``; ``sns-email:ADDRESS`` or ``sns-sms:+NUMBER``; or a URL of the notification library
             apprise (``slack://``, ``mailto://``, ``pagerduty://`` ...). ``env:NAME`` and ``file:PATH`` stand for a
             spelling that is kept there, because it holds a secret.
+        template: a file that words its messages, see :class:`InOwnWords`.
 
     Raises:
-        ValueError: it is none of these, or somebody else than its owner can read the file.
+        ValueError: it is none of these, or somebody else than its owner can read the file; a template that cannot be
+            used.
         ImportError: a library that it needs is not installed.
     """
-    spelling = _secret(spelling)
+    found = _channel(_secret(spelling))
+    return found if template is None else InOwnWords(found, template)
+
+
+def _channel(spelling: str) -> Channel:
     if spelling.startswith(("http://", "https://")):
         return Webhook(spelling, os.environ.get("STEPWATCH_WEBHOOK_SECRET"))
     if spelling.startswith("alertmanager:"):

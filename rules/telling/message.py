@@ -24,16 +24,20 @@ class Message:
         notices: what was found.
         resolved: what was told before and no longer holds.
         open: what was told before and still holds; looked up only where something is resolved.
+        wording: title and text where they are not the usual ones.
     """
 
     id: str
     notices: tuple[Notice, ...] = ()
     resolved: tuple[Notice, ...] = ()
     open: tuple[Notice, ...] = ()
+    wording: tuple[str, str] | None = None
 
     @property
     def title(self) -> str:
         """One line."""
+        if self.wording is not None:
+            return self.wording[0]
         if not self.notices:
             return f"resolved: {_title(self.resolved)}"
         return _title(self.notices) + (f", {len(self.resolved)} resolved" if self.resolved else "")
@@ -41,6 +45,8 @@ class Message:
     @property
     def text(self) -> str:
         """All of it in words: a paragraph for each rule and run, or for a rule, where many runs share it."""
+        if self.wording is not None:
+            return self.wording[1]
         paragraphs = [*_paragraphs(self.notices), *_paragraphs(self.resolved)]
         if len(paragraphs) > _MAX_LINES:
             paragraphs[_MAX_LINES:] = [f"... and {len(paragraphs) - _MAX_LINES} more"]
