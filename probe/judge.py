@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.rules.actions import Action, Dispatcher, LogAction, StopAction, WebhookAction
+from stepwatch.rules.baselines import beside_baseline
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.finding import Finding
@@ -44,7 +45,7 @@ class Judge:
         suspect: Callable[[], None],
     ) -> None:
         self._suspect = suspect
-        specs = configure([rules] if isinstance(rules, str) else list(rules), [])
+        specs = beside_baseline(configure([rules] if isinstance(rules, str) else list(rules), []), run_dir)
         self._engine = Engine(specs)
         self._actions = [_action(each, stop) for each in actions]
         self._actions += configured_actions(specs, None if "stop" in actions else StopAction(stop))

@@ -12,6 +12,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import SMDEBUG_CONFIG
 from stepwatch.probe.store.tail import Tails
+from stepwatch.rules.baselines import beside_baseline
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.figures import Figures
@@ -220,7 +221,7 @@ class LiveAnalysis:
 
     def __init__(self, trace: Trace, specs: Sequence[RuleSpec]) -> None:
         self._trace = trace
-        self._engine = Engine(specs)
+        self._engine = Engine(beside_baseline(specs, trace.path))
         self._whole_tensors = any(spec.rule.whole_tensors for spec in specs)
         self._streams: dict[int, tuple[StepStream, Attempts]] = {}
         self._concluded: set[int] = set()

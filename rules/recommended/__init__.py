@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepwatch.rules.recommended.activations import DeadRelu, SaturatedActivation
 from stepwatch.rules.recommended.adjustments import ClippingAlwaysActive, LossScaleCollapse
+from stepwatch.rules.recommended.baseline import WorseThanBaseline
 from stepwatch.rules.recommended.batches import LabelsInOrder, MostlyPadding, RepeatedBatch
 from stepwatch.rules.recommended.data import ClassImbalance
 from stepwatch.rules.recommended.generalisation import Overfit
@@ -69,6 +70,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     LabelsLookShuffled,
     SolvedAtOnce,
     Overfit,
+    WorseThanBaseline,
     ClassImbalance,
     ConstantInput,
     RepeatedBatch,

@@ -106,7 +106,8 @@ class LossNotDecreasing(Rule):
     last four lies above the lowest one by more than ``share`` of what had been gained since the start and by
     more than ``sigmas`` of the noise of a stretch's median, with a rising trend from the lowest on
     (Mann-Kendall, z > 2). A restart of the schedule or a change of data makes the loss jump and then fall
-    again, which is no rising trend.
+    again, which is no rising trend. A loss that is of both signs or below zero at its start is not judged: that of
+    a policy may climb while the policy gets better.
 
     Args:
         min_steps: steps before it judges.
@@ -132,10 +133,10 @@ class LossNotDecreasing(Rule):
         """See the base class."""
         value = self._loss.observe(step)
         count = len(self._loss.values)
-        if value is None or self._fired or count < self.min_steps or not due(count, 10) or self._loss.signed:
+        if value is None or self._fired or count < self.min_steps or not due(count, 10):
             return
         values = np.array(self._loss.values)
-        if not np.isfinite(values).all():
+        if self._loss.signed or self._loss.below_zero or not np.isfinite(values).all():
             return
         medians = block_medians(values, 20)
         lowest = int(medians.argmin())
@@ -164,7 +165,11 @@ class LossNotDecreasing(Rule):
 
     def coverage(self) -> Coverage:
         """See the base class."""
-        return self._loss.coverage(self.min_steps, self._margin, self._loss.name, progress=True)
+        coverage = self._loss.coverage(self.min_steps, self._margin, self._loss.name, progress=True)
+        if self._loss.below_zero:
+            lack = "a training loss that is below zero at its start: it is no measure of progress"
+            coverage.missing, coverage.decided = (*coverage.missing, lack), False
+        return coverage
 
 
 class OscillatingLoss(Rule):

@@ -22,14 +22,15 @@ class Roles:
     Attributes:
         known: of how many parameters it tells.
         unheld: those that no optimizer holds.
+        frozen: those that do not require a gradient.
     """
 
     def __init__(self) -> None:
         self.known = 0
         self.unheld: set[str] = set()
+        self.frozen: set[str] = set()
         self._cut_off: dict[str, int] = {}
         self._not_run: set[str] = set()
-        self._frozen: set[str] = set()
 
     def observe(self, step: Step) -> None:
         """Take note of a step."""
@@ -39,7 +40,7 @@ class Roles:
                 self._take(name, step.step, *(bool(flag) for flag in vector))
 
     def _take(self, name: str, step: int, requires_grad: bool, held: bool, had_gradient: bool, ran: bool) -> None:
-        for names, member in ((self.unheld, not held), (self._frozen, not requires_grad), (self._not_run, not ran)):
+        for names, member in ((self.unheld, not held), (self.frozen, not requires_grad), (self._not_run, not ran)):
             (names.add if member else names.discard)(name)
         if requires_grad and held and ran and not had_gradient:
             self._cut_off.setdefault(name, step)
@@ -53,7 +54,7 @@ class Roles:
 
     def describe(self) -> str:
         """How many there are that are left out on purpose, as far as one can know: "" where none."""
-        counts = {"frozen": len(self._frozen), "of modules that do not run": len(self._not_run - self._frozen)}
+        counts = {"frozen": len(self.frozen), "of modules that do not run": len(self._not_run - self.frozen)}
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 

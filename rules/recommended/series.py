@@ -127,6 +127,11 @@ class TrainingLoss:
         first = self.values[:_FIRST]
         return min(first, default=0.0) < 0 < max(first, default=0.0)
 
+    @property
+    def below_zero(self) -> bool:
+        """Whether it is below zero at its start, as a reward with its sign turned or the surrogate of one."""
+        return max(self.values[:_FIRST], default=0.0) < 0
+
     def missing(self, needed: int, *, progress: bool = False) -> tuple[str, ...]:
         """Why there is no verdict yet, for a rule that needs this many steps, perhaps to judge progress."""
         if progress and self.signed:

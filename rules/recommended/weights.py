@@ -183,8 +183,9 @@ class UnchangedTensor(Rule):
     Two values of a tensor are taken to be the same when all its statistics are equal to the last bit. It
     fires for weights that are so in all saved training steps from the first on, at least ``saved_steps`` of
     them over at least ``span`` optimizer steps, and have a gradient that is not zero in each. Frozen
-    parameters have no gradient and are left alone; so are parameters behind a dead layer, whose gradient is
-    zero. Where the hook has recorded what the optimizer holds, the finding says which of the two it is.
+    parameters are left alone, also where they have kept a gradient from an earlier training; so are parameters
+    behind a dead layer, whose gradient is zero. Where the hook has recorded what the optimizer holds, the finding says
+    which of the two it is.
 
     Args:
         saved_steps: saved steps without a change.
@@ -226,8 +227,11 @@ class UnchangedTensor(Rule):
         self._still = self._still[same & (stats.abs_max[gradients[self._still]] > 0)]
         lasted = len(self._steps) >= self.saved_steps and step.step - self._steps[0] >= self.span
         if lasted and len(self._still):
-            self._fired = True
-            yield self._say(step, stats, weights, self._still)
+            names = stats.tensors.names
+            stuck = [row for row in self._still if names[weights[row]] not in self._roles.frozen]
+            if stuck:
+                self._fired = True
+                yield self._say(step, stats, weights, np.array(stuck, np.intp))
 
     def _say(self, step: Step, stats: Stats, weights: NDArray[np.intp], stuck: NDArray[np.intp]) -> Finding:
         names = [stats.tensors.names[weights[i]] for i in stuck]

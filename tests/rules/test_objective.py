@@ -122,3 +122,29 @@ def test_the_loss_of_a_policy_gradient_is_no_measure_of_progress(tmp_path: Path)
     for result in analyze(Trace(tmp_path / "run"), rules).results:
         assert result.status is Status.STOPPED
         assert "both signs" in " ".join(result.coverage.missing)
+
+
+def test_the_surrogate_of_a_clipped_policy_climbs_while_the_policy_gets_better(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy, best = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 4)), torch.randn(5, 4)
+    optimizer, rewards = torch.optim.Adam(policy.parameters(), lr=3e-3), []
+    with Hook(tmp_path / "run", model=policy, optimizer=optimizer, system_interval=0):
+        for _ in range(100):
+            state = torch.randn(128, 5)
+            with torch.no_grad():
+                old = torch.distributions.Categorical(logits=policy(state))
+                action = old.sample()
+                reward = (state @ best).gather(1, action[:, None])[:, 0]
+                gain, before = (reward - reward.mean()) / reward.std(), old.log_prob(action)
+            rewards.append(float(reward.mean()))
+            for _ in range(4):
+                now = torch.distributions.Categorical(logits=policy(state))
+                ratio = (now.log_prob(action) - before).exp()
+                optimizer.zero_grad()
+                surrogate = torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain).mean()
+                (-surrogate - 0.01 * now.entropy().mean()).backward()
+                optimizer.step()
+    assert rewards[-1] > rewards[0] + 0.5
+    (result,) = analyze(Trace(tmp_path / "run"), configure(["LossNotDecreasing"])).results
+    assert result.status is Status.STOPPED
+    assert "no measure of progress" in " ".join(result.coverage.missing)

@@ -71,10 +71,13 @@ def test_a_part_that_no_optimizer_holds_is_said_to_be_so(tmp_path: Path) -> None
     assert results["NoGradient"].findings == []
 
 
-def test_a_part_that_is_frozen_on_purpose_is_no_finding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_a_part_that_is_frozen_on_purpose_is_no_finding(tmp_path: Path, trained_before: bool) -> None:
     model = Net()
+    if trained_before:  # what is frozen keeps the gradient that it had
+        model(torch.randn(4, 6)).sum().backward()
     model.body.requires_grad_(False)
-    results = train(tmp_path / "run", model)
+    results = train(tmp_path / "run", model, held=lambda net: list(net.head.parameters()))
     assert {result.status for result in results.values()} == {Status.NO_ISSUES_FOUND}
     assert "2 frozen, 2 of modules that do not run" in results["NoGradient"].coverage.closest
 
