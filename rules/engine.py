@@ -9,7 +9,7 @@ from typing import Any
 
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.finding import Coverage, Finding, RuleResult, Status
-from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample
+from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.scope import TensorFilter
 from stepwatch.rules.step import Step
@@ -26,8 +26,10 @@ class _Evaluation:
     findings: list[Finding] = field(default_factory=list)
     error: str = ""
     narrowed: TensorFilter | None = field(init=False)
+    always: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self.always = self.spec.start_step <= 0 and self.spec.end_step is None
         self.narrowed = TensorFilter(self.spec.tensors) if self.spec.tensors else None
 
     @property
@@ -36,6 +38,9 @@ class _Evaluation:
 
     def go_on_from(self, state: tuple[Any, ...]) -> None:
         self.rule, self.findings, self.error, self.narrowed = state
+
+
+_Taker = tuple[ProfilerRule, _Evaluation, Thinned | None]
 
 
 class Engine:
@@ -63,14 +68,14 @@ class Engine:
         self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
         self.profiles = bool(self._whole)
         self.waits = any(spec.rule.waited is not Rule.waited for spec in self._of_a_rank)
-        self._takers: dict[Layout, list[tuple[ProfilerRule, _Evaluation]]] = {}
+        self._takers: dict[Layout, list[_Taker]] = {}
 
     def feed(self, step: Step) -> list[Finding]:
         """Show a rank's step to every rule about a rank; returns what they found in it."""
         found: list[Finding] = []
         step.shared = self._shared.setdefault(step.rank, {})
         for evaluation in (*self._of_rank(step.rank), *self._between):
-            if not evaluation.error and evaluation.spec.judges(step.step):
+            if not evaluation.error and (evaluation.always or evaluation.spec.judges(step.step)):
                 shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
                 found += self._ask(evaluation, evaluation.rule.observe, shown)
         return found
@@ -87,20 +92,23 @@ class Engine:
         """Show a step of any rank, or a sample, to every rule about the run; they come in the order of time."""
         found: list[Finding] = []
         if isinstance(event, Sample):
-            for rule, evaluation in self._takers_of(event.layout):
-                if not evaluation.error:
+            node, now = event.node, event.seconds
+            for rule, evaluation, moments in self._takers_of(event.layout):
+                if not (evaluation.error or (moments is not None and moments.pauses(node, now))):
                     found += self._ask(evaluation, rule.sample, event)
             return found
         for evaluation in self._whole:
-            if not evaluation.error and evaluation.spec.judges(event.step):
+            if not evaluation.error and (evaluation.always or evaluation.spec.judges(event.step)):
                 found += self._ask(evaluation, evaluation.rule.observe, event)
         return found
 
-    def _takers_of(self, layout: Layout) -> list[tuple[ProfilerRule, _Evaluation]]:
+    def _takers_of(self, layout: Layout) -> list[_Taker]:
         takers = self._takers.get(layout)
         if takers is None:
             rules = [(each.rule, each) for each in self._whole if isinstance(each.rule, ProfilerRule)]
-            takers = self._takers[layout] = [(rule, each) for rule, each in rules if rule.takes(layout)]
+            takers = self._takers[layout] = [
+                (rule, each, rule.pausing(layout)) for rule, each in rules if rule.takes(layout)
+            ]
         return takers
 
     def conclude(self, rank: int) -> list[Finding]:
@@ -174,7 +182,8 @@ class Engine:
         self, evaluation: _Evaluation, question: Callable[..., Iterable[Finding] | None], *about: object
     ) -> Sequence[Finding]:
         try:
-            said = list(question(*about) or ())
+            answer = question(*about)
+            said = list(answer) if answer else ()
         except Exception as error:
             evaluation.error = f"{type(error).__name__}: {error}"
             log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)

@@ -107,6 +107,7 @@ class SmallBatch(ProfilerRule):
 
     severity = Severity.INFO
     metrics = frozenset({"utilization_percent", "memory_total_bytes"})
+    seldom = frozenset({"own_memory_bytes"})
 
     calibrated = (("percent", "lower"), ("memory", "lower"))
 
@@ -116,7 +117,7 @@ class SmallBatch(ProfilerRule):
         self.memory = positive("memory", memory)
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
-        self._moments = Thinned(seconds)
+        self.moments = Thinned(seconds)
         self._gpus = JobGpus()
         self._use: dict[str, Window] = {}
         self._most: dict[str, float] = {}
@@ -146,7 +147,7 @@ class SmallBatch(ProfilerRule):
         """See the base class."""
         self._gpus.see_sample(sample)
         self._totals.update(sample.of("memory_total_bytes"))
-        if self._said or not self._moments.due(sample):
+        if self._said or not self.moments.due(sample):
             return
         for uuid, used in sample.of("memory_used_bytes"):
             self._most[uuid] = max(self._most.get(uuid, 0.0), used)

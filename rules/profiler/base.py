@@ -103,6 +103,8 @@ class ProfilerRule(Rule):
 
     Attributes:
         metrics: metrics of which one must be in a sample for it to be shown; None: all are.
+        moments: where only so many samples are looked at: which ones. Others need not be shown, but for those with
+            one of the metrics in ``seldom``.
         steps: training steps seen.
         sampled: whether there were samples.
         step: number of the latest training step of the lowest rank, 0 before the first.
@@ -110,6 +112,8 @@ class ProfilerRule(Rule):
 
     severity = Severity.WARNING
     metrics: ClassVar[frozenset[str] | None] = frozenset()
+    seldom: ClassVar[frozenset[str]] = frozenset()
+    moments: Thinned | None = None
 
     def __init__(self) -> None:
         self.steps = 0
@@ -137,6 +141,10 @@ class ProfilerRule(Rule):
     def sample(self, sample: Sample) -> Iterable[Finding]:
         """Judge a sample that it takes."""
         return self.judge_sample(sample) or ()
+
+    def pausing(self, layout: Layout) -> Thinned | None:
+        """What says which samples with these readings are looked at; None: all."""
+        return self.moments if self.seldom.isdisjoint(layout.metrics) else None
 
     def judge_step(self, step: Step) -> Iterable[Finding] | None:
         """Judge a step."""
@@ -201,6 +209,10 @@ class Thinned:
     def __init__(self, seconds: float) -> None:
         self._pause = seconds / _MOMENTS
         self._next: dict[str, float] = {}
+
+    def pauses(self, node: str, seconds: float) -> bool:
+        """Whether no sample of this node is one of them at this time."""
+        return seconds < self._next.get(node, 0.0)
 
     def due(self, sample: Sample) -> bool:
         """Whether this sample of its node is one of them."""

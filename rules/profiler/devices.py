@@ -97,14 +97,14 @@ class _Held(ProfilerRule):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = positive("seconds", seconds)
-        self._moments = Thinned(seconds)
+        self.moments = Thinned(seconds)
         self._windows: dict[tuple[str, str], Window] = {}
         self._said: set[tuple[str, str]] = set()
         self._nearest = 0.0
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        if not self._moments.due(sample):
+        if not self.moments.due(sample):
             return
         for device, value in sample.of(self.metric):
             key = (sample.node, device)
@@ -210,6 +210,7 @@ class GpuStarved(ProfilerRule):
     """
 
     metrics = frozenset({"utilization_percent"})
+    seldom = frozenset({"own_memory_bytes"})
 
     calibrated = (("percent", "lower"),)
 
@@ -218,7 +219,7 @@ class GpuStarved(ProfilerRule):
         self.percent = positive("percent", percent)
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
-        self._moments = Thinned(seconds)
+        self.moments = Thinned(seconds)
         self._windows: dict[str, Window] = {}
         self._gpus = JobGpus()
         self._steps: deque[tuple[float, Step]] = deque()
@@ -236,7 +237,7 @@ class GpuStarved(ProfilerRule):
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._gpus.see_sample(sample)
-        if not self._moments.due(sample):
+        if not self.moments.due(sample):
             return
         starving = {}
         for uuid, value in sample.of("utilization_percent"):

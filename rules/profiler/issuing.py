@@ -74,6 +74,7 @@ class HostBound(ProfilerRule):
     """
 
     metrics = frozenset({"utilization_percent"})
+    seldom = frozenset({"own_memory_bytes"})
 
     calibrated = (("share", "higher"),)
 
@@ -82,7 +83,7 @@ class HostBound(ProfilerRule):
         self.share = positive("share", share)
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
-        self._moments = Thinned(seconds)
+        self.moments = Thinned(seconds)
         self._gpus = JobGpus()
         self._issued: dict[int, _Issued] = {}
         self._use: dict[str, Window] = {}
@@ -100,7 +101,7 @@ class HostBound(ProfilerRule):
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._gpus.see_sample(sample)
-        if self._said or not self._moments.due(sample):
+        if self._said or not self.moments.due(sample):
             return
         for uuid, use in sample.of("utilization_percent"):
             window = self._use.setdefault(uuid, Window(self.seconds))

@@ -91,10 +91,11 @@ class MemoryLeak(_RunsFull):
     """
 
     metrics = frozenset({"memory_rss_bytes", "memory_used_bytes", "memory_total_bytes", "memory_limit_bytes"})
+    seldom = frozenset({"own_memory_bytes", "memory_limit_bytes"})  # the first comes with the totals of GPUs
 
     def __init__(self, *, seconds: float = 300.0, horizon: float = 20.0, growth_mib: float = 256.0) -> None:
         super().__init__(seconds=seconds, horizon=horizon, growth_mib=growth_mib)
-        self._moments = Thinned(seconds)
+        self.moments = Thinned(seconds)
         self._limits: dict[tuple[str, str], float] = {}
         self._room: dict[tuple[str, str], float] = {}
         self._told_by_allocator = False
@@ -118,7 +119,7 @@ class MemoryLeak(_RunsFull):
         limit = sample.get("cgroup", "memory_limit_bytes")
         if limit is not None:
             self._limits[node, "cgroup"] = limit
-        if not self._moments.due(sample):
+        if not self.moments.due(sample):
             return
         for device, used in sample.of("memory_used_bytes"):
             total_of = self._limits.get((node, device))
@@ -300,11 +301,12 @@ class Window:
     def add(self, time: float, value: float) -> float | None:
         """The mean over the window, None until it was seen whole."""
         self._began = time if self._began is None else self._began
-        self._values.append((time, value))
+        values, oldest = self._values, time - self._seconds
+        values.append((time, value))
         self._sum += value
-        while self._values[0][0] < time - self._seconds:
-            self._sum -= self._values.popleft()[1]
-        return self._sum / len(self._values) if time - self._began >= self._seconds else None
+        while values[0][0] < oldest:
+            self._sum -= values.popleft()[1]
+        return self._sum / len(values) if self._began <= oldest else None
 
 
 def _path(device: str) -> str:

@@ -154,9 +154,12 @@ class _RankSteps:
     def _read_files(self, end: int | None) -> Iterator[Event]:
         self._cursor.stop_before = None if end is None else (self._attempt, end)
         for rows in self._cursor.read():
-            for row in rows.to_pylist():
-                timing = {name: row[name] for name in TIMING_COLUMNS if row[name] is not None}
-                yield Step(self._rank, row["step"], row["mode"], row["mode_step"], row["time_ns"], timing=timing)
+            places = zip(*(rows[name].to_pylist() for name in ("step", "mode", "mode_step", "time_ns")), strict=True)
+            recorded = [name for name in TIMING_COLUMNS if rows[name].null_count < rows.num_rows]
+            times = [(name, rows[name].to_pylist()) for name in recorded]
+            for at, place in enumerate(places):
+                timing = {name: known for name, values in times if (known := values[at]) is not None}
+                yield Step(self._rank, *place, timing=timing)
 
     def _follow_tail(self, flush: int) -> Generator[Event, None, bool]:
         """Steps of the tail; returns whether there was anything."""
