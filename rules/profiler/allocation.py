@@ -147,7 +147,7 @@ class SmallBatch(ProfilerRule):
         """See the base class."""
         self._gpus.see_sample(sample)
         self._totals.update(sample.of("memory_total_bytes"))
-        if self._said or not self.moments.due(sample):
+        if self._said or not self.due(sample):
             return
         for uuid, used in sample.of("memory_used_bytes"):
             self._most[uuid] = max(self._most.get(uuid, 0.0), used)

@@ -142,6 +142,10 @@ class ProfilerRule(Rule):
         """Judge a sample that it takes."""
         return self.judge_sample(sample) or ()
 
+    def due(self, sample: Sample) -> bool:
+        """Whether it looks at this sample."""
+        return self.moments is None or self.moments.due(sample)
+
     def pausing(self, layout: Layout) -> Thinned | None:
         """What says which samples with these readings are looked at; None: all."""
         return self.moments if self.seldom.isdisjoint(layout.metrics) else None

@@ -104,7 +104,7 @@ class _Held(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
-        if not self.moments.due(sample):
+        if not self.due(sample):
             return
         for device, value in sample.of(self.metric):
             key = (sample.node, device)
@@ -237,7 +237,7 @@ class GpuStarved(ProfilerRule):
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._gpus.see_sample(sample)
-        if not self.moments.due(sample):
+        if not self.due(sample):
             return
         starving = {}
         for uuid, value in sample.of("utilization_percent"):

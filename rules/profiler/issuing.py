@@ -101,7 +101,7 @@ class HostBound(ProfilerRule):
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._gpus.see_sample(sample)
-        if self._said or not self.moments.due(sample):
+        if self._said or not self.due(sample):
             return
         for uuid, use in sample.of("utilization_percent"):
             window = self._use.setdefault(uuid, Window(self.seconds))

@@ -119,7 +119,7 @@ class MemoryLeak(_RunsFull):
         limit = sample.get("cgroup", "memory_limit_bytes")
         if limit is not None:
             self._limits[node, "cgroup"] = limit
-        if not self.moments.due(sample):
+        if not self.due(sample):
             return
         for device, used in sample.of("memory_used_bytes"):
             total_of = self._limits.get((node, device))

@@ -157,9 +157,9 @@ class _RankSteps:
             places = zip(*(rows[name].to_pylist() for name in ("step", "mode", "mode_step", "time_ns")), strict=True)
             recorded = [name for name in TIMING_COLUMNS if rows[name].null_count < rows.num_rows]
             times = [(name, rows[name].to_pylist()) for name in recorded]
-            for at, place in enumerate(places):
+            for at, (step, mode, mode_step, time_ns) in enumerate(places):
                 timing = {name: known for name, values in times if (known := values[at]) is not None}
-                yield Step(self._rank, *place, timing=timing)
+                yield Step(self._rank, step, mode, mode_step, time_ns, timing=timing)
 
     def _follow_tail(self, flush: int) -> Generator[Event, None, bool]:
         """Steps of the tail; returns whether there was anything."""

@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.tail import Tails
+from stepwatch.rules.profiler.allocation import SmallBatch
+from stepwatch.rules.profiler.base import ProfilerRule
+from stepwatch.rules.profiler.devices import GpuStarved
+from stepwatch.rules.profiler.issuing import HostBound
+from stepwatch.rules.profiler.stream import ProfileStream
+from stepwatch.rules.step import Step
 from tests.profiler.cuda_standin import GIB
 from tests.profiler.made_up import GPU, SECOND, result_of
 
@@ -72,3 +80,20 @@ def test_a_job_on_the_processor_is_not_judged_by_the_gpus_of_others(tmp_path: Pa
     result = result_of(tmp_path / "run", rule, lambda step: {"reserved_bytes": 0}, gpus(3), steps=STEPS)
     assert not result.findings
     assert result.coverage.missing == ("the job does not train on a GPU",)
+
+
+@pytest.mark.parametrize("rule", [HostBound, GpuStarved, SmallBatch])
+def test_samples_that_a_rule_is_not_shown_are_ones_that_it_does_not_look_at(
+    tmp_path: Path, rule: type[ProfilerRule]
+) -> None:
+    samples = ((second / 2, *rest) for second, *rest in gpus(25, 95, own=8.0 * GIB))  # twice a second
+    shown = result_of(tmp_path / "run", rule.__name__, lambda step: BUSY_HOST, samples, steps=STEPS)
+    alone, found = rule(), []
+    trace = Trace(tmp_path / "run")
+    for event in ProfileStream(trace, Tails(trace.path)).poll(None, [0]):
+        if isinstance(event, Step):
+            found += alone.observe(event)
+        elif alone.takes(event.layout):
+            found += alone.sample(event)
+    assert [finding.message for finding in found] == [finding.message for finding in shown.findings]
+    assert found or rule is SmallBatch
