@@ -157,7 +157,7 @@ class StepTracker:
         return mode in TRAINING and (self.has_optimizer or (self.by_optimizer and record.backwards > 0))
 
     def _submit(self, record: OpenRecord) -> None:
-        if record.mode in TRAINING and record.timing:
+        if record.mode in self._governed and record.mode in TRAINING and record.timing:
             self._governor.observe(
                 saved=bool(record.due),
                 hook_ns=record.timing.get("hook_ns", 0),
