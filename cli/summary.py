@@ -10,16 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stepwatch.cli.profile import profile
-from stepwatch.cli.profiles import about_json
 from stepwatch.probe.store.labels import is_baseline, read_labels
 from stepwatch.probe.store.profiles import profiles_of
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import INTERVAL_SCALAR, STAT_COLUMNS
 
 
-def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
-    """JSON-compatible summary; tensors are those whose name ``pattern`` finds, with their last statistics."""
+def summarise(trace: Trace, pattern: re.Pattern[str], *, with_profile: bool = True) -> dict[str, Any]:
+    """JSON-compatible summary, in less than half a second also of a long run.
+
+    Args:
+        trace: the run.
+        pattern: tensors are those whose name it finds, with their last statistics.
+        with_profile: whether the numbers of time and machine are among it; they take most of the time.
+    """
     info = trace.info
     labels = read_labels(trace.source)
     columns = ["step", "mode", "time_ns", "duration_ns", "hook_ns", "saved"]
@@ -44,8 +48,8 @@ def summarise(trace: Trace, pattern: re.Pattern[str]) -> dict[str, Any]:
         "steps": len(np.unique(steps["step"].to_numpy())),
         "steps_per_second": 1e9 / median if median else None,
         "hook": _hook_cost(trace, steps),
-        "profile": profile(trace),
-        "profiled": [about_json(each) for each in profiles_of(trace.path)],
+        **(_profile(trace) if with_profile else {}),
+        "profiled": _profiled(trace),
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),
@@ -89,31 +93,61 @@ def state_of(trace: Trace) -> str:
     return "killed (it did not say how it ended)"
 
 
+def _profile(trace: Trace) -> dict[str, Any]:
+    from stepwatch.cli.profile import profile
+
+    return {"profile": profile(trace)}
+
+
+def _profiled(trace: Trace) -> list[dict[str, Any]]:
+    found = profiles_of(trace.path)
+    if not found:
+        return []
+    from stepwatch.cli.profiles import about_json
+
+    return [about_json(each) for each in found]
+
+
 def _series(trace: Trace, ranks: list[int]) -> dict[str, Any]:
-    rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=ranks).to_pandas()
-    found = {}
-    for (name, mode), group in rows.groupby(["name", "mode"], sort=False):
+    rows = trace.table("scalars", columns=["name", "mode", "step", "value"], ranks=ranks)
+    (names, of_name), (modes, of_mode) = (_encoded(rows[column]) for column in ("name", "mode"))
+    codes = of_name * max(len(modes), 1) + of_mode
+    steps, values = rows["step"].to_numpy(), rows["value"].to_numpy()
+    order = np.argsort(codes, kind="stable")
+    present, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: dict[str, Any] = {}
+    for place in np.argsort(first):
+        name, mode = names[present[place] // len(modes)], modes[present[place] % len(modes)]
+        members = order[ends[place] - counts[place] : ends[place]]
         key = name if name not in found else f"{name} ({mode})"
-        found[key] = {"mode": mode, "steps": group["step"].tolist(), "values": group["value"].tolist()}
+        found[key] = {"mode": mode, "steps": steps[members].tolist(), "values": values[members].tolist()}
     return found
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """(words, the place of each row's word among them [rows])."""
+    whole = column.combine_chunks()
+    whole = whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()
+    return whole.dictionary.to_pylist(), whole.indices.to_numpy().astype(np.int64)
 
 
 def _tensors(trace: Trace, ranks: list[int], pattern: re.Pattern[str]) -> list[dict[str, Any]]:
     described = trace.tensors()
-    saved = trace.table("steps", columns=["step", "saved", "mode"], ranks=ranks).to_pandas()
-    saved = saved[saved["saved"].fillna(False).astype(bool)]
-    training = saved[saved["mode"].isin(["TRAIN", "GLOBAL"])]
-    saved = saved if training.empty else training
-    if saved.empty:
+    steps = trace.table("steps", columns=["step", "saved", "mode"], ranks=ranks)
+    saved = steps.filter(pc.fill_null(steps["saved"], False))
+    training = saved.filter(pc.or_(pc.equal(saved["mode"], "TRAIN"), pc.equal(saved["mode"], "GLOBAL")))
+    last = (training if len(training) else saved)["step"].to_numpy()[-10:]
+    if not len(last):
         return []
     # Different collections may have been saved at different steps; the last few cover them.
-    since = int(saved["step"].iloc[-10:].min())
-    rows = trace.whole_stats(steps=(since, None)).select(["step", "rank", "name", *STAT_COLUMNS]).to_pandas()
-    last = rows.sort_values(["step", "rank"], ascending=[True, False], kind="stable").drop_duplicates(
-        "name", keep="last"
-    )
+    rows = trace.whole_stats(steps=(int(last.min()), None)).select(["step", "rank", "name", *STAT_COLUMNS])
+    rows = rows.sort_by([("step", "ascending"), ("rank", "descending")])
+    names, codes = _encoded(rows["name"])
+    latest = np.full(len(names), -1)
+    latest[codes] = np.arange(len(codes))
     found = []
-    for row in last.drop(columns="rank").to_dict("records"):
+    for row in rows.take(np.sort(latest[latest >= 0])).drop_columns(["rank"]).to_pylist():
         if pattern.search(row["name"]):
             tensor = described.get(row["name"])
             found.append({**row, "shape": list(tensor.shape) if tensor else [], "order": tensor.order if tensor else 0})

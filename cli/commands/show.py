@@ -34,7 +34,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     except re.error as error:
         errors.fail(f"--tensors {tensors!r} is not a regular expression: {error}")
     errors.print_warnings_with_the_result()
-    summary = summarise(Trace(run), pattern)
+    summary = summarise(Trace(run), pattern, with_profile=as_json)
     if as_json:
         print_json(summary)
         return

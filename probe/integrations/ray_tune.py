@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from stepwatch.probe.hook import Hook
-
-
-class _TrialEnded(BaseException):
-    """Leaves the training; no script catches it by mistake."""
+from stepwatch.probe.integrations.leaving import checked_directory, leaving
 
 
 @contextmanager
@@ -36,15 +32,5 @@ def pruning(out_dir: str, **options: Any) -> Iterator[Hook]:
     name = tune.get_context().get_trial_name()
     if not name:
         raise ValueError("this is no trial of Ray Tune; expected to be called in a trainable function")
-    if "://" not in out_dir and not Path(out_dir).is_absolute():
-        raise ValueError(f"out_dir is {out_dir!r}; expected an absolute path, each worker has a directory of its own")
-
-    def end(reason: str) -> None:
-        raise _TrialEnded(reason)
-
-    run = f"{out_dir.rstrip('/')}/{name}"
-    with Hook(run, **{"rules": "recommended", "actions": ["stop"], "stop": end, **options}) as hook:
-        try:
-            yield hook
-        except _TrialEnded as ended:
-            hook.close("stopped", str(ended))
+    with leaving(f"{checked_directory(out_dir)}/{name}", options) as hook:
+        yield hook
