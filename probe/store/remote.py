@@ -247,6 +247,16 @@ def refresh(folder: Path) -> None:
             replica.pull(_everything)
 
 
+def url_of(folder: Path) -> str | None:
+    """The URL of what a folder is a copy of; None where it is no copy."""
+    for top in (folder, *folder.parents):
+        if _is_copy(top):
+            plain, mark, options = str(read_json(top / STATE_FILE)["url"]).partition("?")
+            below = folder.relative_to(top).as_posix()
+            return plain.rstrip("/") + ("" if below == "." else f"/{below}") + mark + options
+    return None
+
+
 def in_copy(folder: Path) -> bool:
     """Whether a folder lies in a copy of something in a store."""
     return any(_is_copy(top) for top in (folder, *folder.parents))

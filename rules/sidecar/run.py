@@ -18,11 +18,11 @@ from stepwatch.rules.figures import Figures
 from stepwatch.rules.finding import Finding, RuleResult
 from stepwatch.rules.replay import LiveAnalysis
 from stepwatch.rules.sidecar.hangs import HangWatch
-from stepwatch.rules.sidecar.lease import Lease
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.resolving import Resolutions
 from stepwatch.rules.sidecar.stamps import RankStamps, Stamps
 from stepwatch.rules.sidecar.states import States
+from stepwatch.rules.sidecar.store_lease import lease_of
 
 log = logging.getLogger("stepwatch")
 
@@ -104,7 +104,7 @@ class WatchedRun:
         # Of a job that smdebug records nobody knows what it is doing.
         self._hangs = HangWatch(trace) if trace.info.host != UNKNOWN_HOST else None
         self._resolutions = Resolutions(trace, policy.actions, records)
-        self._lease = Lease(records / "control")
+        self._lease = lease_of(trace.path, records / "control")
         self._acting: bool | None = None
         self._pending: list[Finding] = []
         self._stamps = Stamps()
