@@ -22,7 +22,7 @@ def recording(
 
     When a rule or ``stepwatch stop`` asks for it, all workers leave the block after the same step, and the function
     goes on behind it, so that the job ends as one that has finished. With ``save`` the checkpoint is then reported to
-    Ray with the metrics ``stepwatch_stopped`` (the reason) and ``step``. Workers that Ray starts again continue the run.
+    Ray with the metrics ``stepwatch_stopped`` (the reason) and ``step``. Workers that Ray restarts continue the run.
 
     Args:
         out_dir: absolute path or URL of the run, which all workers reach.
