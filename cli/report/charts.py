@@ -212,19 +212,27 @@ def curve(x: NDArray[Any], y: NDArray[Any], x_unit: str, y_unit: str) -> figure:
 
 
 def samples(
-    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    series: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
     unit: str,
     findings: Sequence[tuple[Finding, float]] = (),
+    *,
+    x: str,
 ) -> figure:
-    """Lines of (seconds, values) by label, and findings at their seconds."""
+    """Lines of (times, values) by label, those of one label alike, and findings at their times; ``x`` is their unit."""
     legend_rows = len(series) if max(map(len, series)) > _SHORT_LABEL else -(-len(series) // _LEGEND_COLUMNS)
-    chart = _figure(180 + 22 * legend_rows, "seconds since the start", unit, "linear")
+    chart = _figure(230 + 25 * legend_rows, x, unit, "linear")
     items = []
-    for number, (label, (seconds, values)) in enumerate(series.items()):
-        kept = keep_extremes(values, _POINTS)
-        colour = COLOURS[number % len(COLOURS)]
-        line = chart.line(seconds[kept], values[kept], color=colour, line_width=1.4)
-        items.append((label, [line]))
+    for number, (label, alike) in enumerate(series.items()):
+        look = {
+            "color": COLOURS[number % len(COLOURS)],
+            "line_width": 1.4,
+            "line_alpha": 1.0 if len(alike) == 1 else 0.6,
+        }
+        drawn = []
+        for times, values in alike:
+            kept = keep_extremes(values, _POINTS if len(alike) == 1 else _POINTS // 2)
+            drawn.append(chart.line(times[kept], values[kept], **look))
+        items.append((label, drawn))
     for finding, at in list(findings)[:_MAX_MARKS]:
         chart.add_layout(Span(location=at, dimension="height", line_color=_MARKS[finding.severity], line_width=1.5))
     legend = Legend(items=items, orientation="horizontal", click_policy="hide")

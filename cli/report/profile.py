@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stepwatch.cli.profile import DEVICE_METRICS, time_profile
 from stepwatch.cli.report import charts
@@ -19,6 +20,8 @@ from stepwatch.rules.finding import Finding
 from stepwatch.rules.profiler.base import spell_bytes, spell_seconds
 
 _COLUMNS = 240
+_GPUS = ("GPU-", "MIG-")
+_SINGLE_GPUS = 4
 _CHARTS = (
     ("Use of processors and GPUs", "percent", 1.0, ("cpu_percent", "utilization_percent", "iowait_percent")),
     ("Memory", "GiB", 2.0**30, ("memory_rss_bytes", "memory_used_bytes")),
@@ -70,24 +73,28 @@ def time_parts(trace: Trace, findings: Sequence[Finding]) -> list[Part]:
 def machine_parts(trace: Trace, series: Series, findings: Sequence[Finding]) -> list[Part]:
     """What the machine did, by its series of :data:`DEVICE_METRICS`; empty where it was not sampled."""
     several = len({node for node, _, _ in series}) > 1
-    marks = _when(trace, findings)
     start = trace.info.start_ns
+    last = max((int(times[-1]) for times, _ in series.values()), default=start)
+    second, x = _axis((last - start) / 1e9)
+    marks = [(finding, at / second) for finding, at in _when(trace, findings)]
+    gpus = {(node, device) for node, device, _ in series if device.startswith(_GPUS)}
     parts = []
     for title, unit, size, metrics in _CHARTS:
-        lines = {
-            _label(node if several else "", device, metric): ((times - start) / 1e9, values / size)
-            for (node, device, metric), (times, values) in series.items()
-            if metric in metrics and not device.startswith("core:")
-        }
+        lines: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+        for (node, device, metric), (times, values) in series.items():
+            if metric in metrics and not device.startswith("core:"):
+                many = device.startswith(_GPUS) and len(gpus) > _SINGLE_GPUS
+                label = _label("" if many or not several else node, f"{len(gpus)} GPUs" if many else device, metric)
+                lines.setdefault(label, []).append(((times - start) / 1e9 / second, values / size))
         if lines:
-            parts.append(Part(title, "", charts.samples(lines, unit, marks), wide=True))
-    heat = _use_by_device(series, start, several)
+            parts.append(Part(title, "", charts.samples(lines, unit, marks, x=x), wide=True))
+    heat = _use_by_device(series, start, several, second)
     if heat is not None:
         parts.append(
             Part(
                 "Every core and GPU",
                 "Percent; the largest value of each stretch of time.",
-                charts.heat(heat, "percent", x="seconds since the start"),
+                charts.heat(heat, "percent", x=x, limits=(0, 100)),
                 wide=True,
             )
         )
@@ -101,7 +108,7 @@ def _phase_table(times: pd.DataFrame) -> Part:
     rows = [
         (
             phase,
-            *(f"{value:.3g}" for value in np.percentile(times[phase], (50, 95, 99))),
+            *(_number(value) for value in np.percentile(times[phase], (50, 95, 99))),
             f"{100 * float(times[phase].sum()) / total:.1f} %",
         )
         for phase in ("duration", *PHASES, "hook", *(["collective"] if times["collective"].any() else []))
@@ -117,7 +124,7 @@ def _phase_table(times: pd.DataFrame) -> Part:
 def _device_phases(by_rank: dict[str, dict[str, dict[str, float]]]) -> Iterator[Part]:
     """The phases on the devices, by rank; nothing where none were told."""
     rows = [
-        (f"rank {rank}", phase, *(f"{spread[name]:.3g}" for name in ("p50_ms", "p95_ms", "p99_ms")))
+        (f"rank {rank}", phase, *(_number(spread[name]) for name in ("p50_ms", "p95_ms", "p99_ms")))
         for rank, phases in by_rank.items()
         for phase, spread in phases.items()
     ]
@@ -157,8 +164,8 @@ def _rank_table(numbers: dict[str, Any]) -> Part:
         rows.append(
             (
                 f"rank {rank}",
-                f"{spread['duration']['p50_ms']:.3g}",
-                f"{spread['duration']['p95_ms']:.3g}",
+                _number(spread["duration"]["p50_ms"]),
+                _number(spread["duration"]["p95_ms"]),
                 *(f"{100 * shares[phase]:.0f} %" for phase in PHASES),
                 f"{100 * numbers['collectives'][rank]:.0f} %",
             )
@@ -196,16 +203,16 @@ def _outlier_table(outliers: list[dict[str, Any]]) -> Part:
     rows = [
         (
             str(row["step"]),
-            f"{row['duration_ms']:.4g}",
+            _number(row["duration_ms"]),
             row["phase"],
-            f"+{row['excess_ms']:.4g}",
+            f"+{_number(row['excess_ms'])}",
             "; ".join(row["happened"]) or "-",
         )
         for row in outliers
     ]
     text = (
-        f"More than twice the median of {outliers[0]['median_ms']:.3g} ms, the phase that took most of the excess, and "
-        "what is known of that time."
+        f"More than twice the median of {_number(outliers[0]['median_ms'])} ms, the phase that took most of the excess "
+        "and what is known of that time."
     )
     head = ("step", "ms", "phase", "ms more than usual", "what happened")
     return Part("Slowest steps", text, head=head, rows=rows, wide=True)
@@ -227,7 +234,7 @@ def _device_table(series: Series) -> Part:
         if device.startswith("core:"):
             continue
         unit = DEVICE_METRICS[metric]
-        spell = spell_bytes if unit.startswith("bytes") else "{:.4g}".format
+        spell = spell_bytes if unit.startswith("bytes") else _number
         numbers = [spell(float(value)) for value in (values.max(), *np.percentile(values, (99, 95, 50)), values.min())]
         rows.append((f"{node} {device} {metric}", *numbers))
     return Part(
@@ -235,8 +242,21 @@ def _device_table(series: Series) -> Part:
     )
 
 
+def _number(value: float) -> str:
+    """Three digits, or all of a larger one."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+def _axis(seconds: float) -> tuple[float, str]:
+    """The unit of a chart over that time, in seconds, and what its axis is called."""
+    size, name = next(
+        ((size, name) for size, name in ((3600.0, "hours"), (60.0, "minutes")) if seconds >= 5 * size), (1.0, "seconds")
+    )
+    return size, f"{name} since the start"
+
+
 def _label(node: str, device: str, metric: str) -> str:
-    short = device if not device.startswith(("GPU-", "MIG-")) else device[:12]
+    short = device if not device.startswith(_GPUS) else device[:12]
     name = metric.removesuffix("_percent").removesuffix("_bytes").removesuffix("_bytes_per_s")
     return " ".join(part for part in (node, short, name) if part)
 
@@ -256,8 +276,11 @@ def _when(trace: Trace, findings: Sequence[Finding]) -> list[tuple[Finding, floa
     return found
 
 
-def _use_by_device(series: Series, start: int, several: bool) -> HeatMap | None:
-    """Use of each core and GPU over time: the largest of each stretch, and of a stretch without one what was before."""
+def _use_by_device(series: Series, start: int, several: bool, second: float) -> HeatMap | None:
+    """Use of each core and GPU over time: the largest of each stretch, and of a stretch without one what was before.
+
+    ``second`` is the unit of time, in seconds.
+    """
     chosen = {
         _label(node if several else "", device, ""): line
         for (node, device, metric), line in series.items()
@@ -265,7 +288,7 @@ def _use_by_device(series: Series, start: int, several: bool) -> HeatMap | None:
     }
     if not chosen:
         return None
-    seconds = {name: (times - start) / 1e9 for name, (times, _) in chosen.items()}
+    seconds = {name: (times - start) / 1e9 / second for name, (times, _) in chosen.items()}
     low, high = min(float(t[0]) for t in seconds.values()), max(float(t[-1]) for t in seconds.values())
     count = max(min(_COLUMNS, min(map(len, seconds.values()))), 1)
     edges = np.linspace(low, high + 1e-9, count + 1)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stepwatch.cli.outliers import outliers
 from stepwatch.cli.profile import loading, profile
 from stepwatch.cli.report.page import write_report
+from stepwatch.cli.report.profile import machine_parts
 from stepwatch.cli.step_times import step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
@@ -101,3 +103,15 @@ def test_a_run_without_steps_or_samples_has_neither_part(tmp_path: Path) -> None
     TraceWriter(tmp_path / "run").close("finished")
     page = write_report(Trace(tmp_path / "run"), tmp_path / "r.html", configure(["profiler"])).read_text()
     assert "Phases over steps" not in page and "Use in numbers" not in page
+
+
+def test_many_gpus_are_one_line_of_the_legend_and_a_long_run_is_told_in_hours(two_ranks: Trace) -> None:
+    times = two_ranks.info.start_ns + np.arange(0, 30_000, 100) * 10**9
+    series = {("a", f"GPU-{n}", "utilization_percent"): (times, np.full(300, 90.0 + n)) for n in range(8)}
+    use, heat = (part.chart for part in machine_parts(two_ranks, series, []) if part.chart is not None)
+    (legend,) = use.legend
+    assert [(item.label.value, len(item.renderers)) for item in legend.items] == [("8 GPUs utilization", 8)]
+    assert use.xaxis.axis_label == "hours since the start"
+    assert max(use.renderers[0].data_source.data["x"]) == pytest.approx(29_900 / 3600)
+    mapper = heat.renderers[0].glyph.fill_color.transform
+    assert (mapper.low, mapper.high) == (0, 100), "use between 90 and 97 % does not look as if some were idle"
