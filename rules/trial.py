@@ -42,6 +42,7 @@ from stepwatch.rules.values import WholeTensors
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars
 
 _POLL_SECONDS = 0.2
 _CAPTURED = re.compile(r"_output_\d+$")
@@ -349,6 +350,17 @@ class TraceTrial(Trial):
         """The same for pandas, columns of text as categories; of the rest no second copy is kept."""
         rows = self.table(name, **filters)
         frame: pd.DataFrame = rows.to_pandas(strings_to_categorical=True, split_blocks=True, self_destruct=True)
+        return frame
+
+    def polars(self, name: str, **filters: Any) -> polars.DataFrame:
+        """The same for polars, which takes over Arrow's memory as it is.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        import polars
+
+        frame: polars.DataFrame = polars.from_arrow(self.table(name, **filters))
         return frame
 
     def _repr_html_(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.progress import busy
 from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def command(runs: tuple[Path, ...], objective: str | None, output: Path | None, 
         errors.fail(f"{output}: there is no directory {output.parent}")
     errors.print_warnings_with_the_result()
     traces = [Trace(run) for run in _ordered(runs)]
-    comparison = compare(traces, objective)
+    with busy("comparing runs"):
+        comparison = compare(traces, objective)
     if output is not None:
         with errors.extra("report", "the page"):
             from stepwatch.cli.report.comparison import write_comparison
-        write_comparison(traces, comparison, output)
+        with busy("writing the page"):
+            write_comparison(traces, comparison, output)
     if as_json:
         print_json(comparison.to_json())
     elif output is not None:

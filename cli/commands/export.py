@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.progress import busy
 
 if TYPE_CHECKING:
     from stepwatch.probe.store.reader import Trace
@@ -98,4 +99,6 @@ def command(run: Path, destination: Path, form: str, ranks: tuple[int, ...]) -> 
     """
     from stepwatch.probe.store.reader import Trace
 
-    click.echo(f"{destination}: {_FORMATS[form](Trace(run), destination, ranks)}")
+    with busy("exporting"):
+        written = _FORMATS[form](Trace(run), destination, ranks)
+    click.echo(f"{destination}: {written}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.progress import busy
 
 
 @click.command("import")
@@ -23,6 +24,18 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
     Nothing of what smdebug saved is lost: whole tensors, saved reductions, shapes, modes, workers, collections. Every
     command also reads such a directory as it is; a run is smaller and quicker to read.
     """
+    if run is None:
+        *rest, run = sources
+        sources = tuple(rest)
+    if not sources:
+        errors.fail("import takes what is imported, and the run that it becomes: SOURCE... RUN")
+    with busy("importing"):
+        said = _import(sources, run)
+    click.echo(f"{run}: {said}")
+
+
+def _import(sources: tuple[Path, ...], run: Path) -> str:
+    """What became of the sources, in words."""
     from stepwatch.probe.store.kineto.importing import import_kineto, kineto_files
     from stepwatch.probe.store.reader import Trace
     from stepwatch.probe.store.smdebug.directory import is_smdebug_directory
@@ -31,11 +44,6 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
     from stepwatch.probe.store.smdebug.profiling import ProfilerImporter
     from stepwatch.rules.scalar_logs import import_log
 
-    if run is None:
-        *rest, run = sources
-        sources = tuple(rest)
-    if not sources:
-        errors.fail("import takes what is imported, and the run that it becomes: SOURCE... RUN")
     if len(sources) == 1 and not is_smdebug_directory(sources[0]) and is_profiler_directory(sources[0]):
         profiled = ProfilerImporter(sources[0], run)
         profiled.poll()
@@ -43,8 +51,7 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
         trace = Trace(run)
         steps = trace.table("steps", columns=["step"]).num_rows
         nodes = _counted(len(trace.nodes), "node")
-        click.echo(f"{run}: {steps} steps of {_counted(len(trace.ranks), 'process')}, samples of {nodes}")
-        return
+        return f"{steps} steps of {_counted(len(trace.ranks), 'process')}, samples of {nodes}"
     files = [kineto_files(source) for source in sources]
     if any(files):
         for source, found in zip(sources, files, strict=True):
@@ -52,19 +59,16 @@ def command(sources: tuple[Path, ...], run: Path | None) -> None:
                 errors.fail(f"{source}: not a trace of torch.profiler, as others of them are")
         summaries = import_kineto([file for found in files for file in found], run)
         marked = sum(len(summary.steps) for summary in summaries)
-        click.echo(f"{run}: {marked} steps of {_counted(len(summaries), 'rank')}; see stepwatch profile {run}")
-        return
+        return f"{marked} steps of {_counted(len(summaries), 'rank')}; see stepwatch profile {run}"
     if len(sources) > 1:
         errors.fail(f"several sources are imported only of torch.profiler's traces; {sources[0]} is none")
     (source,) = sources
     if not is_smdebug_directory(source):
-        steps = import_log(source, run)
-        click.echo(f"{run}: {steps} steps")
-        return
+        return f"{import_log(source, run)} steps"
     import_smdebug(source, run)
     trace = Trace(run)
     saved = trace.table("steps", columns=["step"])
-    click.echo(f"{run}: {saved.num_rows} saved steps of {_counted(len(trace.ranks), 'worker')}")
+    return f"{saved.num_rows} saved steps of {_counted(len(trace.ranks), 'worker')}"
 
 
 def _counted(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ import click
 
 from stepwatch.cli import errors
 from stepwatch.cli.options import RULES, SETTINGS
+from stepwatch.cli.progress import busy
 from stepwatch.cli.runs import RUN_PATH
 
 
@@ -26,7 +27,9 @@ def command(run: Path, output: Path | None, rules: tuple[str, ...], settings: tu
     trace = Trace(run)
     with errors.extra("report", "the report"):
         from stepwatch.cli.report.page import write_report
-    written = write_report(trace, output or run / "report.html", configure(list(rules) or None, list(settings)))
+    specs = configure(list(rules) or None, list(settings))
+    with busy("writing the report"):
+        written = write_report(trace, output or run / "report.html", specs)
     click.echo(written)
     if open_it:
         click.launch(str(written))

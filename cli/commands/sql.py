@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.progress import busy
 from stepwatch.cli.runs import RUN_PATH
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def command(query: str, runs: tuple[Path, ...], as_json: bool, as_csv: bool) -> 
         errors.fail("--json and --csv exclude each other")
     errors.print_warnings_with_the_result()
     database = Database(runs)
-    rows = database.query(query)
+    with busy("answering the query"):
+        rows = database.query(query)
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()])
     elif as_csv:

@@ -79,8 +79,8 @@ def test_tables_for_pandas_arrow_and_polars(run: Path) -> None:
     frame = trial.frame("stats")
     assert frame["step"].tolist() == list(range(100, 200)) and frame["name"].dtype == "category"
     assert frame["l2"].iloc[0] == 108.0
-    pl = pytest.importorskip("polars")
-    assert pl.from_arrow(rows)["value"].to_list() == rows["value"].to_pylist()
+    pytest.importorskip("polars")
+    assert trial.polars("scalars", names=["loss"])["value"].to_list() == rows["value"].to_pylist()
 
 
 def test_a_run_shows_itself_and_escapes_every_name(run: Path) -> None:
