@@ -24,6 +24,7 @@ from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.smdebug.collection import SCALAR_COLLECTIONS, CollectionManager
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
 from stepwatch.probe.smdebug.errors import InvalidCollectionConfiguration
+from stepwatch.probe.smdebug.phases import StepPhases
 from stepwatch.probe.statistics import measure
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY
 from stepwatch.probe.store.smdebug.importing import write_origin
@@ -46,6 +47,7 @@ class Engine(hook.Hook):
         save_config: schedule of collections that have none of their own.
         reduction_config: what is saved of tensors whose collections do not say.
         every_worker: whether all ranks write, or the first only.
+        phases: what profiles the phases of steps, where SageMaker's configuration enables it.
 
     Attributes:
         mode_steps: steps of each mode that has begun, counted from 0; in mode GLOBAL the global step.
@@ -60,7 +62,9 @@ class Engine(hook.Hook):
         reduction_config: ReductionConfig,
         *,
         every_worker: bool,
+        phases: StepPhases | None = None,
     ) -> None:
+        self._phases = phases
         self._manager = manager
         self._prepared = False
         self._ending = False
@@ -123,6 +127,9 @@ class Engine(hook.Hook):
         """Write out everything; numbers that wait for a step to be saved go with the last."""
         self._ending = True
         super().close(status, reason)
+        if self._phases:
+            self._phases.close()
+            self._phases = None
 
     # -- the step -------------------------------------------------------------------------------------
 
@@ -135,6 +142,8 @@ class Engine(hook.Hook):
         record = self._steps.record
         if record is not None:
             self.mode_steps |= {record.mode: record.mode_step, ModeKeys.GLOBAL: record.step}
+            if self._phases:
+                self._phases.step_begins(record.mode, record.mode_step, record.step)
         if record is not None and record.due and record.forwards == 1:
             for capture in self._tensors.models:
                 for name, parameter, origin in capture.parameters():
@@ -143,6 +152,8 @@ class Engine(hook.Hook):
     @guarded
     def _end_forward(self, output: Any) -> None:
         super()._end_forward(output)
+        if self._phases:
+            self._phases.forward_ended()
         self._flush_tensors()
 
     def _see_gradient(self, name: str, origin: Origin, gradient: torch.Tensor) -> None:

@@ -24,8 +24,13 @@ from stepwatch.probe.smdebug.errors import (
     SMDebugValueError,
 )
 from stepwatch.probe.smdebug.json_config import DEFAULT_OUT_DIR, hook_arguments
+from stepwatch.probe.smdebug.phases import StepPhases
+from stepwatch.probe.smdebug.profiler_config import get_profiler_config_parser
+from stepwatch.probe.smdebug.timeline import TimelineFileWriter
 
 log = logging.getLogger("stepwatch")
+
+PYTORCH = "pytorch"
 
 _hook: Hook | None = None
 
@@ -88,6 +93,9 @@ class Hook:
         folder = Path(self.out_dir).expanduser()
         if (folder / "training_job_end.ts").exists() or any(folder.glob("end/rank=*.json")):
             raise SMDebugRuntimeError(f"{folder}: a job that is over was recorded there; expected a new directory")
+        self.profiler_config_parser = get_profiler_config_parser(PYTORCH)
+        enabled = self.profiler_config_parser.profiling_enabled
+        self.timeline_writer = TimelineFileWriter(self.profiler_config_parser) if enabled else None
         self._engine: Engine | None = None
         if not dry_run:
             self._engine = Engine(
@@ -97,6 +105,7 @@ class Hook:
                 self.save_config,
                 self.reduction_config,
                 every_worker=include_workers == "all",
+                phases=StepPhases(self.profiler_config_parser, self.timeline_writer) if self.timeline_writer else None,
             )
         set_hook(self)
 
@@ -204,6 +213,8 @@ class Hook:
         """Write out everything; also done when the interpreter exits."""
         if self._engine:
             self._engine.close()
+        if self.timeline_writer:
+            self.timeline_writer.close()
 
     def flush(self) -> None:
         """Write out every step that has ended, so that a trial of the run finds them at once, as in smdebug."""
@@ -286,8 +297,15 @@ class Hook:
     def export_collections(self) -> None:
         """Nothing: the run describes its collections by itself."""
 
-    def record_trace_events(self, timestamp: float, **event: Any) -> None:
-        """Nothing: the run has the times of steps by itself."""
+    def record_trace_events(self, timestamp: float, *event: Any, **details: Any) -> None:
+        """Write an event into the profiler's timeline, where SageMaker's configuration enables it.
+
+        Args:
+            timestamp: when it began, seconds since the epoch.
+            event, details: as for :meth:`TimelineFileWriter.write_trace_events`.
+        """
+        if self.timeline_writer:
+            self.timeline_writer.write_trace_events(timestamp, *event, **details)
 
 
 BaseHook = CallbackHook = Hook

@@ -11,6 +11,10 @@ _UTILS, _CONSTANTS, _FILES = f"{_CORE}.utils", f"{_CORE}.constants", f"{_CORE}.c
 _MANAGERS = f"{_CORE}.managers"
 _LOGGER, _GUARDING, _JOB = f"{_CORE}.logger", f"{_CORE}.guarding", f"{_CORE}.job"
 _SIMULATION = f"{_CORE}.simulation"
+_PLACES = "stepwatch.probe.smdebug.places"
+_PROFILER_CONFIG = "stepwatch.probe.smdebug.profiler_config"
+_PYTHON, _TIMELINE = "stepwatch.probe.smdebug.python_profiler", "stepwatch.probe.smdebug.timeline"
+_PROFILES, _FRAMES = "stepwatch.rules.smdebug.python_profiles", "stepwatch.rules.smdebug.frames"
 _PROFILING = "stepwatch.rules.smdebug.profiling"
 _READING = "stepwatch.rules.smdebug.profiler_trial"
 _RULES = "stepwatch.rules.smdebug.rule"
@@ -67,26 +71,28 @@ MODULES: dict[str, dict[str, str]] = {
         " is_rule_signalled_gracetime_passed",
         _CONSTANTS: "END_OF_JOB_FILENAME DEFAULT_GRACETIME_FOR_RULE_STOP_SEC ENV_RULE_STOP_SIGNAL_FILENAME",
     },
-    "smdebug.core.config_constants": {_CONSTANTS: "*"},
+    "smdebug.core.config_constants": {_CONSTANTS: "*", _PLACES: "DEFAULT_RESOURCE_CONFIG_FILE"},
     "smdebug.core.hook_utils": {_FILES: "verify_and_get_out_dir get_tensorboard_dir"},
     "smdebug.core.json_config": {
         _FILES: "add_collections_to_manager collect_hook_config_params create_hook_from_json_config"
-        " get_include_collections get_json_config_as_dict get_node_id_from_resource_config"
+        " get_include_collections get_json_config_as_dict"
         " get_tensorboard_dir_from_json_config is_sagemaker_job parse_save_config_dict parse_save_config_modes_dict",
         _CONSTANTS: "CONFIG_COLLECTION_CONFIG_KEY CONFIG_COLLECTION_NAME_KEY CONFIG_COLLECTION_PARAMS_KEY"
         " CONFIG_FILE_PATH_ENV_STR CONFIG_HOOK_PARAMS_KEY CONFIG_INCLUDE_REGEX_KEY CONFIG_INCLUDE_WORKERS_KEY"
         " CONFIG_OUTDIR_KEY CONFIG_RDN_CFG_KEY CONFIG_REDUCTION_CONFIGS_KEY CONFIG_SAVE_ALL_KEY CONFIG_SAVE_CONFIGS_KEY"
-        " DEFAULT_CONFIG_FILE_PATH DEFAULT_RESOURCE_CONFIG_FILE DEFAULT_SAGEMAKER_OUTDIR"
+        " DEFAULT_CONFIG_FILE_PATH DEFAULT_SAGEMAKER_OUTDIR"
         " DEFAULT_SAGEMAKER_TENSORBOARD_PATH DEFAULT_WORKER_NAME EXPORT_TENSORBOARD_KEY"
         " TENSORBOARD_CONFIG_FILE_PATH_ENV_STR TENSORBOARD_DIR_KEY",
         _HELPERS: "parse_bool",
+        _PLACES: "DEFAULT_RESOURCE_CONFIG_FILE get_node_id_from_resource_config",
         _UTILS: "merge_two_dicts split",
     },
     "smdebug.core.locations": {
         _LOCATIONS: "EventFileLocation IndexFileLocationUtils TensorFileLocation TensorLocation TensorShape"
-        " TensorboardFileLocation TraceFileLocation",
-        _CONSTANTS: "STEP_NUMBER_FORMATTING_LENGTH CONVERT_TO_MICROSECS DEFAULT_PREFIX MERGEDTIMELINE_SUFFIX"
-        " PYTHONTIMELINE_SUFFIX TRACE_DIRECTORY_FORMAT",
+        " TensorboardFileLocation",
+        _PLACES: "TraceFileLocation CONVERT_TO_MICROSECS DEFAULT_PREFIX MERGEDTIMELINE_SUFFIX PYTHONTIMELINE_SUFFIX"
+        " TRACE_DIRECTORY_FORMAT get_node_id",
+        _CONSTANTS: "STEP_NUMBER_FORMATTING_LENGTH",
     },
     "smdebug.core.modes": {
         "stepwatch.probe.mode_keys": "ModeKeys",
@@ -102,7 +108,7 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.core.sagemaker_utils": {_FILES: "is_sagemaker_job"},
     "smdebug.core.utils": {
         _UTILS: "*",
-        _FILES: "get_node_id_from_resource_config",
+        _PLACES: "get_distributed_worker get_node_id get_node_id_from_resource_config",
         _GUARDING: "error_handling_agent",
         _JOB: "check_smdataparallel_env check_smmodelparallel_training is_framework_version_supported",
         _LOGGER: "get_logger",
@@ -162,7 +168,56 @@ MODULES: dict[str, dict[str, str]] = {
         " convert_utc_timestamp_to_seconds is_valid_tracefilename get_node_id_from_tracefilename"
         " get_timestamp_from_tracefilename validate_system_profiler_file get_node_id_from_system_profiler_filename"
         " get_utctimestamp_us_since_epoch_from_system_profiler_file",
+        _FRAMES: "ns_since_epoch_to_human_readable_time us_since_epoch_to_human_readable_time",
     },
+    "smdebug.core.tfevent": {},
+    "smdebug.core.tfevent.timeline_file_writer": {
+        _TIMELINE: "TimelineFileWriter TimelineRecord",
+        _PLACES: "CONVERT_TO_MICROSECS PYTHONTIMELINE_SUFFIX TraceFileLocation",
+    },
+    "smdebug.profiler.profiler_config": {
+        _PROFILER_CONFIG: "CPROFILE_NAME PYINSTRUMENT_NAME PROFILING_NUM_STEPS_DEFAULT DataloaderProfilingConfig"
+        " DetailedProfilingConfig ProfileRange ProfilerConfig PythonProfilingConfig RotationPolicy"
+        " SMDataParallelProfilingConfig TraceFile",
+        _PYTHON: "cProfileTimer",
+    },
+    "smdebug.profiler.profiler_config_parser": {
+        _PROFILER_CONFIG: "BASE_FOLDER_DEFAULT CLOSE_FILE_INTERVAL_DEFAULT CONFIG_PATH_DEFAULT MAX_FILE_SIZE_DEFAULT"
+        " FILE_OPEN_FAIL_THRESHOLD_DEFAULT MetricsCategory ProfilerConfig ProfilerConfigParser"
+        " get_profiler_config_parser reset_profiler_config_parser",
+        _UTILS: "FRAMEWORK",
+        _PYTHON: "StepPhase",
+    },
+    "smdebug.profiler.profiler_constants": {
+        _PROFILER_CONFIG: "BASE_FOLDER_DEFAULT CLOSE_FILE_INTERVAL_DEFAULT CONFIG_PATH_DEFAULT MAX_FILE_SIZE_DEFAULT"
+        " FILE_OPEN_FAIL_THRESHOLD_DEFAULT PROFILING_NUM_STEPS_DEFAULT PROFILER_DURATION_DEFAULT CPROFILE_NAME"
+        " PYINSTRUMENT_NAME",
+        _PLACES: "CONVERT_TO_MICROSECS DEFAULT_PREFIX DEFAULT_SYSTEM_PROFILER_PREFIX TRACE_DIRECTORY_FORMAT"
+        " PYTHONTIMELINE_SUFFIX MODELTIMELINE_SUFFIX TENSORBOARDTIMELINE_SUFFIX HOROVODTIMELINE_SUFFIX"
+        " SMDATAPARALLELTIMELINE_SUFFIX MERGEDTIMELINE_SUFFIX",
+        _PYTHON: "CPROFILE_STATS_FILENAME PYINSTRUMENT_HTML_FILENAME PYINSTRUMENT_JSON_FILENAME"
+        " PYTHON_PROFILING_START_STEP_DEFAULT",
+    },
+    "smdebug.profiler.python_profile_utils": {
+        _PYTHON: "PythonProfileModes PythonProfilerName StepPhase cProfileTimer cpu_time off_cpu_time total_time"
+        " mode_keys_to_python_profile_mode python_profile_mode_to_str str_to_python_profile_mode",
+    },
+    "smdebug.profiler.python_profiler": {
+        _PYTHON: "PyinstrumentPythonProfiler PythonProfiler PythonProfileModes StepPhase cProfileTimer"
+        " cProfileDefaultPythonProfiler cProfilePythonProfiler",
+    },
+    "smdebug.profiler.analysis": {},
+    "smdebug.profiler.analysis.utils": {},
+    "smdebug.profiler.analysis.python_profile_analysis": {
+        _PROFILES: "PyinstrumentAnalysis PythonProfileAnalysis StepPythonProfileStats cProfileAnalysis cProfileStats",
+        _PYTHON: "PythonProfileModes StepPhase",
+    },
+    "smdebug.profiler.analysis.python_stats_reader": {_PROFILES: "LocalPythonStatsReader S3PythonStatsReader"},
+    "smdebug.profiler.analysis.utils.python_profile_analysis_utils": {
+        _PROFILES: "Metrics PyinstrumentStepStats StepPythonProfileStats cProfileFunctionStats cProfileStats",
+        _PYTHON: "PythonProfileModes StepPhase",
+    },
+    "smdebug.profiler.analysis.utils.profiler_data_to_pandas": {_FRAMES: "PandasFrame"},
     "smdebug.pytorch": {**_CONFIGURATION, _TRIALS: "create_trial"},
     "smdebug.pytorch.hook": {
         _COLLECTIONS: "CollectionKeys CollectionManager",

@@ -28,7 +28,6 @@ from stepwatch.rules.smdebug.core.constants import (
     CONFIG_SAVE_ALL_KEY,
     CONFIG_SAVE_CONFIGS_KEY,
     DEFAULT_CONFIG_FILE_PATH,
-    DEFAULT_RESOURCE_CONFIG_FILE,
     EXPORT_TENSORBOARD_KEY,
     TENSORBOARD_DIR_KEY,
 )
@@ -166,12 +165,3 @@ def parse_save_config_modes_dict(
     """The same for each mode: what is said for all of them, and above it what is said for one."""
     base, every = base_config_modes or {}, parse_save_config_dict(params)
     return {mode: {**base.get(mode, {}), **every, **parse_save_config_dict(params, mode)} for mode in ModeKeys}
-
-
-def get_node_id_from_resource_config() -> str | None:
-    """Name of this node in a SageMaker job, or None."""
-    try:
-        found = get_json_config_as_dict(DEFAULT_RESOURCE_CONFIG_FILE).get("current_host")
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if found is None else str(found)

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from datetime import datetime, timezone
 from typing import Any
 
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug.errors import SMDebugValueError
-from stepwatch.rules.smdebug.core.constants import (
-    CONVERT_TO_MICROSECS,
-    DEFAULT_PREFIX,
-    MERGEDTIMELINE_SUFFIX,
-    PYTHONTIMELINE_SUFFIX,
-    TRACE_DIRECTORY_FORMAT,
-)
-from stepwatch.rules.smdebug.core.utils import ensure_dir, get_node_id
 
 
 class TensorLocation:
@@ -173,55 +163,3 @@ class IndexFileLocationUtils:
     def get_prefix_from_index_file(index_file: str) -> str:
         """The job's directory of a file."""
         return "/".join(index_file.split("/")[:-3])
-
-
-class TraceFileLocation:
-    """Names of files of the profiler; times are microseconds since the epoch."""
-
-    @staticmethod
-    def get_file_location(timestamp: float, base_dir: str, suffix: str = PYTHONTIMELINE_SUFFIX) -> str:
-        """A timeline, by the end of its last event."""
-        hour = datetime.fromtimestamp(timestamp / CONVERT_TO_MICROSECS, timezone.utc).strftime(TRACE_DIRECTORY_FORMAT)
-        return os.path.join(base_dir, DEFAULT_PREFIX, hour, f"{int(timestamp)}_{get_node_id()}_{suffix}")
-
-    @staticmethod
-    def get_detailed_profiling_log_dir(base_folder: str, framework: str, current_step: int) -> str:
-        """Folder of TensorFlow's traces of a step."""
-        hour = time.strftime(TRACE_DIRECTORY_FORMAT, time.gmtime())
-        folder = os.path.join(base_folder, "framework", framework, "detailed_profiling", hour, f"{current_step:09d}")
-        ensure_dir(folder, is_file=False)
-        return folder
-
-    @staticmethod
-    def get_tf_profiling_metadata_file(base_folder: str, start_time_us: float, end_time_us: float) -> str:
-        """The file beside them."""
-        name = f"{get_node_id()}_{round(start_time_us)}_{round(end_time_us)}.metadata"
-        ensure_dir(os.path.join(base_folder, name))
-        return os.path.join(base_folder, name)
-
-    @staticmethod
-    def get_python_profiling_stats_dir(
-        base_folder: str,
-        profiler_name: str,
-        framework: str,
-        start_mode: str,
-        start_step: Any,
-        start_phase: str,
-        start_time_since_epoch_in_micros: float,
-        end_mode: str,
-        end_step: Any,
-        end_phase: str,
-        end_time_since_epoch_in_micros: float,
-    ) -> str:
-        """Folder of Python's profile between two phases."""
-        began = f"{start_mode}-{start_step}-{start_phase}-{start_time_since_epoch_in_micros}"
-        ended = f"{end_mode}-{end_step}-{end_phase}-{end_time_since_epoch_in_micros}"
-        node = os.path.join(base_folder, "framework", framework, profiler_name, get_node_id())
-        folder = os.path.join(node, f"{began}_{ended}")
-        ensure_dir(folder, is_file=False)
-        return folder
-
-    @staticmethod
-    def get_merged_trace_file_location(base_dir: str, timestamp_in_us: int) -> str:
-        """A timeline that was merged of others."""
-        return os.path.join(base_dir, f"{timestamp_in_us}_{get_node_id()}_{MERGEDTIMELINE_SUFFIX}")

@@ -221,25 +221,9 @@ def parse_worker_name_from_file(filename: str) -> str:
     return deserialize_tf_device(match[1]) if "__" in name else match[1]
 
 
-def get_distributed_worker() -> int | None:
-    """Rank of this process in torch.distributed, or None."""
-    import torch.distributed as dist
-
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else None
-
-
 def get_tb_worker() -> str:
     """Process and host, as names of TensorBoard's files have them."""
     return f"{os.getpid()}_{socket.gethostname()}"
-
-
-def get_node_id() -> str:
-    """Rank, or number of this process, and host, as names of timelines have them."""
-    from stepwatch.rules.smdebug.core.configuration import get_node_id_from_resource_config
-
-    rank = get_distributed_worker()
-    host = get_node_id_from_resource_config() or socket.gethostname()
-    return f"{os.getpid() if rank is None else rank}-{host}".replace("_", "-")
 
 
 def get_aws_region_from_processing_job_arn(processing_job_arn: str) -> str:
