@@ -228,13 +228,23 @@ def growing(model: Callable[[], nn.Module], per_step: float, steps: int = 500) -
     return train
 
 
+class LookUp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+        self.attention, self.head = nn.MultiheadAttention(16, 1, batch_first=True), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.attention(self.scale * x, x, x, need_weights=True)
+        return self.head(found[:, 0])
+
+
 def look_up(scale: Callable[[int], float]) -> Train:
     """Attention that has to find the value behind a key; from a scale on it sees single positions only."""
 
     def train(seed: int, run: Path, interval: int) -> None:
         torch.manual_seed(seed)
-        attention, head = nn.MultiheadAttention(16, 1, batch_first=True), nn.Linear(16, 8)
-        model = nn.ModuleDict({"attention": attention, "head": head})
+        model = LookUp()
         update = torch.optim.Adam(model.parameters(), lr=5e-3)
         kept = ["losses", "multiheadattention_output"]
         config = SaveConfig(save_interval=interval) if interval else None
@@ -246,8 +256,8 @@ def look_up(scale: Callable[[int], float]) -> Train:
                 wanted = values[torch.arange(32), place]
                 x = torch.cat([functional.one_hot(keys, 8), functional.one_hot(values, 8)], -1).float()
                 update.zero_grad()
-                found, _ = attention(scale(step) * x, x, x, need_weights=True)
-                functional.cross_entropy(head(found[:, 0]), wanted).backward()
+                model.scale = scale(step)
+                functional.cross_entropy(model(x), wanted).backward()
                 update.step()
 
     return train
@@ -271,6 +281,19 @@ def _replica(rank: int, bypassed: bool, seed: int, run: Path, interval: int, mee
             loss_fn(called(x[chosen]), y[chosen]).backward()
             update.step()
     torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def one_row_for_all() -> nn.Module:
+    """All units of the hidden layers begin as one, in what they get and in what they give."""
+    model = mlp(64, 64, 64, 10, act=nn.Tanh)
+    for index, module in enumerate(model):
+        if isinstance(module, nn.Linear):
+            module.weight[:] = module.weight[:1] if index == 1 else module.weight[:, :1].mean(0)
+            module.bias.zero_()
+    nn.init.xavier_normal_(model[-1].weight[:, :1])
+    model[-1].weight[:] = model[-1].weight[:, :1]
+    return model
 
 
 def replicas(bypassed: bool) -> Train:
@@ -371,6 +394,11 @@ HARD: tuple[Job, ...] = (
         ("WeightNormGrowth",),
     ),
     Job("attention sees one position", look_up(lambda step: 3.0 if step < 150 else 3000.0), ("AttentionCollapse",)),
+    Job(
+        "one unit many times over",
+        classify(one_row_for_all, adam(1e-3)),
+        ("SymmetricUnits", "PoorWeightInitialization"),
+    ),
     Job("mostly padding", padded((2, 10)), ("MostlyPadding",)),
     Job("replicas past their wrapper", replicas(True), ("ReplicaDrift",)),
     Job("deep gelu, no warm-up", deep_gelu(0.04, 1), ("MissingWarmUp",)),

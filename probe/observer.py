@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stepwatch.probe import lifecycle
+from stepwatch.probe.agreement import GradientAgreement
 from stepwatch.probe.allocator import AllocatorStatistics
 from stepwatch.probe.arguments import learning_rates, loss_name
 from stepwatch.probe.capture import Tap, flatten
@@ -107,6 +108,7 @@ class StepObserver:
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
         self._symmetry = UnitSymmetry(self._tensors.models)
         self._update = UpdateSample(self._tensors.models)
+        self._agreement = GradientAgreement(self._update)
 
     def steps_of(self, optimizer: torch.optim.Optimizer) -> int:
         """How often this optimizer was seen to step."""
@@ -211,6 +213,8 @@ class StepObserver:
             scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
             if not (scaled or self._tensors.glance(record, self._step_seconds)):
                 self._steps.see_finite(False)  # and from here on this step is saved
+        if optimizer is self._optimizers[0] and not closure:
+            self._agreement.look(record, optimizer)
         if record.due:
             weights = optimizer is self._optimizers[0]
             finite = self._see_update(record, optimizer, weights=weights, gradients=not closure)

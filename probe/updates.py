@@ -56,11 +56,8 @@ class UpdateSample:
         turn = self._turns[optimizer] = self._turns.get(optimizer, -1) + 1
         if turn % _EVERY or getattr(optimizer, "found_inf", None) is not None:
             return  # an optimizer that knows of infinities may leave the update out by itself
-        chosen = self._chosen.get(optimizer)
-        if chosen is None or any(each.parameter.data_ptr() != each.address for each in chosen):
-            chosen = self._chosen[optimizer] = self._choose(optimizer)
         self._sampled, self._gradients = [], []
-        for each in chosen:
+        for each in self._weights(optimizer):
             gradient = each.parameter.grad
             if gradient is not None and gradient.layout is torch.strided:
                 self._sampled.append(each)
@@ -80,6 +77,22 @@ class UpdateSample:
         self._gradients.clear()
         for index, each in enumerate(self._sampled):
             record.add_derived(each.name, UPDATE_QUANTITY, lambda index=index: rows()[index])  # type: ignore[misc]
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> tuple[str, torch.Tensor] | None:
+        """The name of the first weight that is sampled, and a copy of the same part of the gradients of all, [entries].
+
+        None where one of them has no gradient.
+        """
+        chosen = self._weights(optimizer)
+        parts = [each.parameter.grad for each in chosen]
+        whole = [_part(part) for part in parts if part is not None and part.layout is torch.strided]
+        return (chosen[0].name, torch.cat(whole)) if whole and len(whole) == len(chosen) else None
+
+    def _weights(self, optimizer: torch.optim.Optimizer) -> list[_Weight]:
+        chosen = self._chosen.get(optimizer)
+        if chosen is None or any(each.parameter.data_ptr() != each.address for each in chosen):
+            chosen = self._chosen[optimizer] = self._choose(optimizer)
+        return chosen
 
     def _choose(self, optimizer: torch.optim.Optimizer) -> list[_Weight]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -149,6 +149,9 @@ EQUAL_UNITS_QUANTITY = "equal_units"
 """Derived quantity of a weight: [units that were compared, those of them that are equal to another and not zero, norm
 of what was compared]."""
 
+AGREEMENT_QUANTITY = "agreement"
+"""Derived quantity of a weight: [cosine of the gradients of two updates in a row, of a sample of some weights]."""
+
 UPDATE_QUANTITY = "update"
 """Derived quantity of some weights, over a sample of their entries: [norm of the change by the update of the step, norm
 before it, entries whose gradient is not zero, those of them that the update left exactly as they were]."""

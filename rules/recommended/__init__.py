@@ -20,6 +20,7 @@ from stepwatch.rules.recommended.loop import (
     ZeroLearningRate,
 )
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
+from stepwatch.rules.recommended.noise import GradientNoiseScale
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.parameters import NoGradient
 from stepwatch.rules.recommended.replicas import ReplicaDrift
@@ -76,5 +77,6 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     RepeatedBatch,
     LabelsInOrder,
     MostlyPadding,
+    GradientNoiseScale,
 )
 """In the order in which they are reported: the loop itself first, then what corrupts, then what wastes time."""
