@@ -77,6 +77,44 @@ def write_timeline(folder: Path, steps: int, process: str = "0-algo-1", slow: ra
     return path
 
 
+def write_exchanges(folder: Path, steps: int, process: str, kind: str) -> None:
+    """Two tensors exchanged in each step: the second is offered 60 ms into it, and is there 90 ms into it."""
+    events: list[dict[str, Any]] = [
+        {"name": "process_name", "ph": "M", "pid": 0, "args": {"start_time_since_epoch_in_micros": BEGAN * 1_000_000}},
+        *({"name": "process_name", "ph": "M", "pid": pid, "args": {"name": f"gradient {pid}"}} for pid in (1, 2)),
+    ]
+    for step in range(steps):
+        for track, begins, offered, reduces, ends in ((1, 40, 45, 50, 70), (2, 55, 60, 75, 90)):
+            at = [step * 500_000 + 1000 * ms for ms in (begins, offered, reduces, ends)]
+            rank = process.partition("-")[0]
+            events += [
+                {"name": "NEGOTIATE_ALLREDUCE", "pid": track, "ph": "B", "ts": at[0]},
+                {"name": rank, "pid": track, "ph": "X", "ts": at[1], "dur": 812355471858},  # as it is found in files
+                {"name": "", "pid": track, "ph": "E", "ts": at[2]},
+                {"name": "ALLREDUCE", "pid": track, "ph": "B", "ts": at[2]},
+                {"pid": track, "ph": "E", "ts": at[3]},
+            ]
+        events += [{"name": "CYCLE_START", "pid": 2, "ph": "i", "ts": step * 500_000, "s": "g"}]
+    end = BEGAN * 1_000_000 + steps * 500_000
+    path = folder / "framework" / "pevents" / "2023111500" / f"{end}_{process}_{kind}.json"
+    path.write_text(json.dumps(events))
+
+
+@pytest.mark.parametrize("kind", ["horovod_timeline", "smdataparallel_timeline"])
+def test_waiting_for_other_processes(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "profiler-output"
+    for process in ("0-algo-1", "1-algo-2"):
+        write_timeline(folder, 20, process)
+    write_exchanges(folder, 15, "1-algo-2", kind)
+    importer = ProfilerImporter(folder, tmp_path / "run")
+    importer.poll()
+    importer.finish()
+    trace = Trace(tmp_path / "run")
+    assert trace.table("steps", ranks=[0])["collective_ns"].to_pylist() == [None] * 20
+    # From when its last tensor was offered until the last one was there; nothing is known of the last five steps.
+    assert trace.table("steps", ranks=[1])["collective_ns"].to_pylist() == [30_000_000] * 15 + [None] * 5
+
+
 @pytest.fixture
 def profiled(tmp_path: Path) -> Path:
     """Two nodes with a process each."""

@@ -19,6 +19,7 @@ from stepwatch.probe.store.layout import end_file, node_folder, write_json
 from stepwatch.probe.store.rankfile import read_json
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.schema import TABLES
+from stepwatch.probe.store.smdebug import exchanged
 from stepwatch.probe.store.smdebug.importing import UNKNOWN_HOST
 from stepwatch.probe.store.smdebug.profiler import (
     ProfilerFile,
@@ -79,6 +80,7 @@ class ProfilerImporter:
         self._steps: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         self._nodes: dict[str, PartStore] = {}
+        self._exchanges: dict[str, list[TimelineEvent]] = defaultdict(list)
 
     def poll(self) -> None:
         """Write what is new.
@@ -94,7 +96,9 @@ class ProfilerImporter:
         for file in new:
             if file.kind == "system":
                 metrics += read_system_metrics(file.path)
-            elif file.kind in ("pythontimeline", "model_timeline"):
+            elif file.kind in exchanged.KINDS:
+                self._exchanges[file.node] += read_timeline(file.path, file.node)
+            else:
                 events[file.node] += read_timeline(file.path, file.node)
             self._read.add(file.path)
         if not self._writers:
@@ -141,12 +145,15 @@ class ProfilerImporter:
                 steps.append((event, match[1]))
         steps.sort(key=lambda pair: pair[0].start_us)
         parts = _parts(events, [event for event, _ in steps])
+        waits = exchanged.waited(self._exchanges.pop(process, []), [event for event, _ in steps], process)
         for place, (event, mode) in enumerate(steps):
             number = self._steps[process]
             mode_step = number if event.step is None else event.step
             record = StepRecord(number, mode, mode_step, max(int(event.start_us * 1000), 0))
             record.saved = False
             record.timing = {"duration_ns": max(int(event.duration_us * 1000), 0), **parts[place]}
+            if (wait := waits[place]) is not None:
+                record.timing["collective_ns"] = wait
             writer.submit(record)
             self._steps[process] = number + 1
             self._ends[process] = record.time_ns + record.timing["duration_ns"]
