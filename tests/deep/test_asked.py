@@ -14,8 +14,9 @@ from stepwatch.probe.store.profiles import profiles_of
 from stepwatch.rules.actions import Dispatcher
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.profiling import MOST, ProfileAction, profile_when_slow
+from tests import forked
 from tests.deep.test_deep_profile import Job
-from tests.probe.test_distributed import torchrun
+from tests.probe.test_distributed import HEAD, TAIL
 
 RANKS = """
 import time
@@ -57,7 +58,7 @@ def finding(rule: str, step: int = 0, evidence: dict[str, Any] | None = None) ->
 
 
 def test_all_ranks_profile_the_same_steps(tmp_path: Path) -> None:
-    torchrun(tmp_path, RANKS, 2)
+    forked.ranks(2, tmp_path, forked.run_text, HEAD + RANKS + TAIL)
     profiles = profiles_of(tmp_path / "run")
     assert [(profile.rank, profile.steps) for profile in profiles] == [(0, 3), (1, 3)]
     assert profiles[0].step == profiles[1].step

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stepwatch.rules.catalogue import configure
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.loading import DataLoadingBound
 from stepwatch.rules.replay import Analysis, analyze
+from tests import forked
 from tests.profiler.jobs import train
 
 ROOT = Path(__file__).parents[2]
@@ -154,10 +156,7 @@ def test_a_hang_is_found_where_it_began(failing: Path) -> None:
 
 
 def test_a_slow_rank_is_named_with_its_phase(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.profiler.jobs", str(tmp_path / "run"), "steps=60", "sample=0.01", "slow_rank=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked.ranks(2, tmp_path, partial(train, steps=60, sample=0.01, slow_rank=1), tmp_path / "run")
     finding = by_rule(judge(tmp_path / "run"))["StragglerRank"]
     assert finding.rank == 1
     assert finding.evidence["phase"] == "data"
@@ -173,18 +172,26 @@ def gpu_job(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("nvml")
     source = ROOT / "tests" / "probe" / "nvml_standin.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(source)], check=True)
+    library = folder / "libnvidia-ml.so.1"
+    command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
 
-    def run(state: str, *options: str) -> Path:
+    def run(state: str, **options: Any) -> Path:
         (folder / "state").write_text(state)
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "NVML_STANDIN": str(folder / "state")}
         out = tmp_path_factory.mktemp("job") / "run"
-        command = [sys.executable, "-m", "tests.profiler.jobs", str(out), *options]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
+        process = forked.start(_train_beside, library, folder / "state", out, options)
+        process.join(timeout=120)
+        assert process.exitcode == 0
         return out
 
     return run
+
+
+def _train_beside(library: Path, state: Path, run: Path, options: dict[str, Any]) -> None:
+    """With this library loaded under the name that NVML has."""
+    ctypes.CDLL(str(library))
+    os.environ["NVML_STANDIN"] = str(state)
+    train(run, **options)
 
 
 BUSY = "memory_total 80000000000\n{0} memory_used 40000000000\n{0} utilization 95\n{0} throttle 0\n"
@@ -193,7 +200,7 @@ BUSY = "memory_total 80000000000\n{0} memory_used 40000000000\n{0} utilization 9
 def test_a_starving_gpu_and_errors_are_found_and_the_idle_neighbour_is_not(gpu_job: Any) -> None:
     state = f"0 {BUSY.format(0)}0 remapped_pending 1\n0 xid 79\n".replace("utilization 95", "utilization 7")
     state += "1 memory_total 80000000000\n1 memory_used 500000000\n1 utilization 0\n"
-    analysis = judge(gpu_job(state, "steps=60", "sample=0.01", "work=0.001", "on_gpu=1"))
+    analysis = judge(gpu_job(state, steps=60, sample=0.01, work=0.001, on_gpu=True))
     starved = by_rule(analysis)["GpuStarved"]
     assert starved.tensors == ("GPU-00000000-aaaa-bbbb-cccc-0123456789ab",)
     assert starved.value == 7
