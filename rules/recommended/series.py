@@ -98,16 +98,16 @@ class TrainingLoss:
 
     def observe(self, step: Step) -> float | None:
         """The loss of this step, or None where it has none of its own."""
-        losses = step.train_losses()
+        captured = losses = step.train_losses()
         if not losses:
             return None
-        captured = losses
         if len(losses) > 1:
             captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
-        self._names |= captured.keys()
-        if len(captured) > 1 or self.several:
+        if not captured.keys() <= self._names:
+            self._names |= captured.keys()
+        if self.several:
             return None
-        self.name, value = next(iter(captured.items()))
+        ((self.name, value),) = captured.items()
         if not self._count and step.shared is not None:
             self._points = _beginning_with(step, step.shared)
         if not self._points.add(step, value, self._count):
