@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from stepwatch.probe.store.reader import Trace
+from tests.command import stepwatch
 from tests.profiler.jobs import train
 
 
@@ -24,8 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "export", *map(str, arguments), "--format", "chrome"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return stepwatch("export", *arguments, "--format", "chrome")
 
 
 @pytest.fixture(scope="module")

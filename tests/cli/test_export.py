@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import STAT_COLUMNS
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.scalar_logs import read_log
+from tests.command import stepwatch
 
 STEPS = 1500
 
@@ -48,8 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(run: Path, destination: Path, form: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "export", str(run), str(destination), "--format", form, *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return stepwatch("export", run, destination, "--format", form, *more)
 
 
 def test_csv_has_every_row_that_counts(run: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +13,7 @@ from stepwatch.probe.store.labels import change_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.scalar_logs import read_log
 from stepwatch.rules.testing import SyntheticRun
+from tests.command import stepwatch
 
 STEPS = 40
 
@@ -26,11 +25,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = made.write(tmp_path_factory.mktemp("runs") / "run")
     change_labels(path, add=["good", "team=vision"], note="the one")
     return path
-
-
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from stepwatch.probe.store.labels import Labels, change_labels, read_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.sql import query
 from stepwatch.rules.testing import SyntheticRun
+from tests.command import stepwatch
 
 JOB = """
 import sys, torch
@@ -23,11 +22,6 @@ for _ in range(3):
     model(torch.randn(8, 4)).square().mean().backward()
     optimizer.step()
 """
-
-
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def printed(*args: object) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from stepwatch.probe.store.records import StepRecord, TensorInfo
 from stepwatch.probe.store.schema import STAT_COLUMNS
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.trial import create_trial
+from tests.command import stepwatch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NASTY = "<script>alert(1)</script>$x_"
@@ -37,22 +35,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "plot", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "100"})
-
-
 def test_a_file_shows_the_curves(run: Path, tmp_path: Path) -> None:
-    done = stepwatch("loss|weight|script", run, "-o", tmp_path / "plot.svg", "--column", "rms", "--log")
+    done = stepwatch("plot", "loss|weight|script", run, "-o", tmp_path / "plot.svg", "--column", "rms", "--log")
     assert done.returncode == 0, done.stderr
     drawn = (tmp_path / "plot.svg").read_text()
     assert "<script" not in drawn and drawn.count("<!-- ") >= 3
-    assert stepwatch("loss", run, "-o", tmp_path / "plot.png").returncode == 0
+    assert stepwatch("plot", "loss", run, "-o", tmp_path / "plot.png").returncode == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_terminal_shows_them_in_its_width(run: Path) -> None:
-    done = stepwatch("^loss$", run)
+def test_the_terminal_shows_them_in_its_width(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    done = stepwatch("plot", "^loss$", run)
     assert done.returncode == 0, done.stderr
     assert "⠤⠤ loss [TRAIN] (50 values left out)" in done.stdout and "\x1b[" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -68,7 +62,7 @@ def test_the_terminal_shows_them_in_its_width(run: Path) -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run: Path, arguments: tuple[str, ...], text: str) -> None:
-    done = stepwatch(arguments[0], run, *arguments[1:])
+    done = stepwatch("plot", arguments[0], run, *arguments[1:])
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and text in done.stderr
 
 

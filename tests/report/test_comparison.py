@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stepwatch.rules.testing import SyntheticRun
+from tests.command import stepwatch
 from tests.report.test_report import HOSTILE, parse
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -26,14 +25,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "compare", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture(scope="module")
 def page(runs: Path) -> Path:
-    done = compare(*(runs / name for name in ("base", "same", "other")), "-o", runs / "compare.html")
+    done = stepwatch("compare", *(runs / name for name in ("base", "same", "other")), "-o", runs / "compare.html")
     assert (done.returncode, done.stdout) == (0, f"{runs / 'compare.html'}\n"), done.stderr
     return runs / "compare.html"
 
@@ -65,5 +59,5 @@ def test_a_browser_draws_the_plots_side_by_side(page: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_is_one_line(runs: Path) -> None:
-    done = compare(runs / "base", runs / "other", "-o", runs / "nowhere" / "compare.html")
+    done = stepwatch("compare", runs / "base", runs / "other", "-o", runs / "nowhere" / "compare.html")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

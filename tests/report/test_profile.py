@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.catalogue import configure
+from tests.command import stepwatch
 from tests.profiler.jobs import train
 
 MS = 1_000_000
@@ -92,8 +91,7 @@ def test_the_page_shows_time_and_machine(two_ranks: Trace, tmp_path: Path) -> No
 
 def test_show_gives_the_numbers_as_json(tmp_path: Path) -> None:
     train(tmp_path / "run", steps=20, sample=0.005)
-    command = [sys.executable, "-m", "stepwatch.cli", "show", str(tmp_path / "run"), "--json"]
-    numbers = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["profile"]
+    numbers = json.loads(stepwatch("show", tmp_path / "run", "--json").stdout)["profile"]
     assert numbers["shares"]["0"]["loader"] > 0.5
     assert numbers["loading"]["workers_needed"] > 1
     assert any("process memory_rss_bytes" in metrics for metrics in numbers["devices"].values())

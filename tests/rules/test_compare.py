@@ -20,6 +20,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.compare.objective import Series, choose, judge
 from stepwatch.rules.compare.parting import parted
 from stepwatch.rules.compare.runs import Pair, compare, compare_pair
+from tests.command import stepwatch
 
 STEPS = 60
 
@@ -211,19 +212,16 @@ def test_an_objective_must_be_in_every_run() -> None:
         choose("val_loss", runs)
 
 
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "compare", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
 def test_the_command(baseline: Trace, tmp_path: Path) -> None:
     again, seed = train(tmp_path / "again").path, train(tmp_path / "seed", seed=1).path
-    assert stepwatch(baseline.path, again, "--exact").returncode == 0
-    done = stepwatch(baseline.path, again, seed, "--exact")
+    assert stepwatch("compare", baseline.path, again, "--exact").returncode == 0
+    done = stepwatch("compare", baseline.path, again, seed, "--exact")
     assert done.returncode == 1, done.stderr
     assert "the same bit for bit in all that both recorded" in done.stdout
     assert "until step 0" in done.stdout and "is better" in done.stdout and "parts beyond noise" in done.stdout
-    content = json.loads(stepwatch(baseline.path, seed, "--json", "--objective", "CrossEntropyLoss_output_0").stdout)
+    content = json.loads(
+        stepwatch("compare", baseline.path, seed, "--json", "--objective", "CrossEntropyLoss_output_0").stdout
+    )
     assert content["objective"] == {"name": "CrossEntropyLoss_output_0", "mode": "EVAL", "goal": "min"}
     assert content["pairs"][0]["identical"] is False and len(content["standings"]) == 2
     for arguments, text in (
@@ -231,7 +229,7 @@ def test_the_command(baseline: Trace, tmp_path: Path) -> None:
         ((baseline.path, tmp_path / "none"), "no such directory"),
         ((baseline.path, again, "--objective", "bleu"), "'bleu' was not recorded in every run"),
     ):
-        wrong = stepwatch(*arguments)
+        wrong = stepwatch("compare", *arguments)
         assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and text in wrong.stderr
 
 

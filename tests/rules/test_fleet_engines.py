@@ -21,6 +21,7 @@ from stepwatch.rules.fleet.kept import KeptResults
 from stepwatch.rules.fleet.processes import judge_runs
 from stepwatch.rules.fleet.summary import group, summarise
 from stepwatch.rules.testing import SyntheticRun
+from tests.command import stepwatch
 
 RUNS = 24
 SLOW = """
@@ -133,16 +134,16 @@ def _recalled(file: Path, runs: list[Path | str], settings: list[str] | None = N
 
 def test_the_command_keeps_results_and_groups_runs(fleet: Path, tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "stepwatch.cli", "analyze", str(fleet), "--results", str(file), "--by", "team"]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = ("analyze", fleet, "--results", file, "--by", "team", "--processes", 1)
+    first = stepwatch(*command)
     assert first.returncode == 2 and "run-99" in first.stderr, "one cannot be judged"
     rows = [line.split() for line in first.stdout.splitlines()]
     assert ["vision", "12", "3"] in [row[:3] for row in rows], "every broken run is of that team"
     assert len(file.read_text().splitlines()) == RUNS
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    again = stepwatch(*command, "--json")
     assert {len(json.loads(again.stdout))} == {RUNS} and len(file.read_text().splitlines()) == RUNS
     file.write_text("name,value\n")
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    refused = stepwatch(*command)
     assert refused.returncode == 2 and "line 1 is not a verdict" in refused.stderr and refused.stdout == ""
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.catalogue import configure
 from stepwatch.rules.replay import analyze
 from stepwatch.rules.scalar_logs import import_log, judge_log, read_log
+from tests.command import stepwatch
 
 STEPS = 400
 EVERY = 10
@@ -137,11 +136,6 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, cont
     with pytest.raises(TraceError, match=message) as caught:
         read_log(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_the_commands(tmp_path: Path) -> None:

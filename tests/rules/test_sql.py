@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.rules.sql import Database, QueryError, query
+from tests.command import stepwatch
 from tests.store.conftest import NAMES, record
 
 pytest.importorskip("duckdb")
@@ -137,21 +136,16 @@ def test_runs_are_found_by_directory_and_pattern(runs: Path, tmp_path: Path, mon
         find_runs(["nothing-*"])
 
 
-def stepwatch(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", "sql", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
 def test_the_command_prints_a_table_json_or_csv(runs: Path) -> None:
     select = """SELECT step, sum(numel) AS n, NULL AS empty, 'a[b]' AS text, 0/0.0 AS nan
         FROM stats WHERE step < 2 AND run LIKE '%/a' GROUP BY 1 ORDER BY 1"""
-    table = stepwatch(select, runs)
+    table = stepwatch("sql", select, runs)
     assert table.returncode == 0, table.stderr
     assert table.stdout.splitlines()[0].split() == ["step", "n", "empty", "text", "nan"] and "a[b]" in table.stdout
-    objects = json.loads(stepwatch(select, runs, "--json").stdout)
+    objects = json.loads(stepwatch("sql", select, runs, "--json").stdout)
     assert [row["step"] for row in objects] == [0, 1] and objects[0]["nan"] == "nan" and objects[0]["empty"] is None
     assert isinstance(objects[0]["n"], int)
-    lines = list(csv.reader(io.StringIO(stepwatch(select, runs, "--csv").stdout)))
+    lines = list(csv.reader(io.StringIO(stepwatch("sql", select, runs, "--csv").stdout)))
     assert lines[0] == ["step", "n", "empty", "text", "nan"] and lines[1][0] == "0"
 
 
@@ -161,7 +155,7 @@ def test_what_is_wrong_is_one_line(runs: Path, tmp_path: Path) -> None:
         (["SELECT 1", tmp_path / "none"], "no such directory"),
         (["SELECT 1", runs, "--json", "--csv"], "exclude"),
     ):
-        done = stepwatch(*arguments)
+        done = stepwatch("sql", *arguments)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and text in done.stderr
 
