@@ -50,6 +50,7 @@ def summarise(trace: Trace, pattern: re.Pattern[str], *, with_profile: bool = Tr
         "hook": _hook_cost(trace, steps),
         **(_profile(trace) if with_profile else {}),
         "profiled": _profiled(trace),
+        "learning": _learning(trace),
         "series": _series(trace, first_rank),
         "tensors": _tensors(trace, first_rank, pattern),
         "findings": trace.findings(),
@@ -57,6 +58,14 @@ def summarise(trace: Trace, pattern: re.Pattern[str], *, with_profile: bool = Tr
         "warnings": list(trace.warnings),
         "counters": trace.counters,
     }
+
+
+def _learning(trace: Trace) -> dict[str, str]:
+    """What training and evaluation losses say together; ``said`` is "" where nothing can be said."""
+    from stepwatch.rules.learning import learning_of
+
+    learning = learning_of(trace)
+    return {"diagnosis": learning.diagnosis, "confidence": learning.confidence, "said": learning.sentence()}
 
 
 def _hook_cost(trace: Trace, steps: pa.Table) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     pace = f", {rate:.4g} per second" if rate else ""
     out.print(f"{summary['steps']} training steps in {summary['seconds']:.4g} s{pace}")
     print_hook_cost(out, summary["hook"])
+    if said := summary["learning"]["said"]:
+        out.print(f"learning curves: {said}", markup=False)
     for name, series in summary["series"].items():
         values = [float(value) for value in series["values"]]
         line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
