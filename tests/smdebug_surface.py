@@ -29,9 +29,11 @@ from smdebug.core.reductions import *
 from smdebug.core.sagemaker_utils import is_sagemaker_job
 from smdebug.core.save_config import SaveConfig, SaveConfigMode
 from smdebug.core.utils import *
+from smdebug.core.tfevent.timeline_file_writer import TimelineFileWriter
 from smdebug.core.writer import FileWriter
 from smdebug.profiler import *
 from smdebug.profiler.system_profiler_file_parser import ProfilerSystemEvent
+from smdebug.profiler.profiler_config_parser import MetricsCategory, ProfilerConfigParser
 from smdebug.profiler.utils import *
 from smdebug.trials import create_trial
 
@@ -83,6 +85,31 @@ def incomplete(end):
     states = [trial.has_passed_step(step).name for step in (1, 2, 3, 4, 5, 9)]
     steps = trial.steps(), trial.steps(show_incomplete_steps=True), trial.last_complete_step, trial.loaded_all_steps
     return states, steps, trial.workers(), trial.num_workers, trial.last_index_token.replace(folder, "")
+
+def profiled(part="Detailed", **config):
+    path, category = D + "/profiler.json", MetricsCategory.__members__[part.upper() + "_PROFILING"]
+    with open(path, "w") as file:
+        json.dump({"ProfilingParameters": {"LocalPath": D + "/out", part + "ProfilingConfig": str(config)}}, file)
+    os.environ["SMPROFILER_CONFIG_PATH"] = path
+    parser = ProfilerConfigParser(FRAMEWORK.PYTORCH)
+    found = getattr(parser.config, part.lower() + "_profiling_config")
+    saved = [step for step in range(8) if parser.should_save_metrics(category, step, "name", current_time=105)]
+    known = {key: value for key, value in vars(found).items() if key not in ("name", "error_message")}
+    return saved, found.is_enabled(), sorted((key, str(value)) for key, value in known.items() if value is not None)
+
+def timeline():
+    profiled()
+    writer = TimelineFileWriter(ProfilerConfigParser(FRAMEWORK.PYTORCH))
+    writer.write_trace_events(1.7e9, "Step", "one", duration=0.5, step_num=3)
+    writer.write_trace_events(1.7e9 + 1, "Step", "two", "B")
+    writer.write_trace_events(1.7e9 + 2, "Step", "two", "E")
+    writer.write_trace_events(1.7e9 + 3, "Other", "three", "i", s="g")
+    writer.flush()
+    writer.close()
+    reader = LocalAlgorithmMetricsReader(D + "/out")
+    reader.refresh_event_file_list()
+    events = reader.get_events(0, 1 << 60)
+    return sorted((e.event_name, e.event_phase, e.start_time, e.duration, str(e.event_args)) for e in events)
 
 def access():
     file = TSAccessFile(D + "/f/one.txt", "w")
@@ -194,6 +221,13 @@ get_aws_region_from_processing_job_arn("arn:aws:sagemaker:us-east-1:1:processing
 incomplete(end=False)
 incomplete(end=True)
 SaveConfig.from_dict({"TRAIN": {"start_step": 3}}, {"save_interval": 7}).to_json_dict()["TRAIN"]
+profiled(StartStep=3, NumSteps=2), profiled(NumSteps=1), profiled(StartTimeInSecSinceEpoch=100, DurationInSeconds=9)
+profiled(StartStep=3, DurationInSeconds=2), profiled(StartStep="x"), profiled(), profiled(StartTimeInSecSinceEpoch=100)
+profiled("Python", StartStep=3, ProfilerName="pyinstrument"), profiled("Python", StartStep=3, cProfileTimer="no")
+profiled("Python", StartStep=3, cProfileTimer="cpu_time"), profiled("Dataloader", StartStep=3, MetricsRegex="No")
+profiled("Dataloader", StartStep=3, MetricsRegex="*"), profiled("SMDataparallel", NumSteps=3)
+timeline()
+str2bool("yes"), str2bool(False), us_since_epoch_to_human_readable_time(1590461127873222)
 sorted(DEFAULT_TF_COLLECTIONS), sorted(DEFAULT_MXNET_COLLECTIONS), sorted(DEFAULT_XGBOOST_COLLECTIONS)
 CLAIM_FILENAME, DEFAULT_WORKER_NAME, DEFAULT_COLLECTIONS_FILE_NAME, DEFAULT_SAGEMAKER_OUTDIR, CONFIG_FILE_PATH_ENV_STR
 [(unit.name, unit.value) for unit in TimeUnits]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CONVERT_TO_MICROSECS = 1_000_000
+CONVERT_MICRO_TO_NS = 1000
 DEFAULT_PREFIX = "framework/pevents"
 DEFAULT_SYSTEM_PROFILER_PREFIX = "system"
 TRACE_DIRECTORY_FORMAT = "%Y%m%d%H"
@@ -20,6 +21,11 @@ TENSORBOARDTIMELINE_SUFFIX = "trace.json.gz"
 HOROVODTIMELINE_SUFFIX = "horovod_timeline.json"
 SMDATAPARALLELTIMELINE_SUFFIX = "smdataparallel_timeline.json"
 MERGEDTIMELINE_SUFFIX = "merged_timeline.json"
+PT_DATALOADER_WORKER = "DataLoaderWorker"
+PT_DATALOADER_ITER = "DataLoaderIter"
+PT_DATALOADER_INITIALIZE = "DataLoaderIterInitialize"
+TF_DATALOADER_ITER = "DataIterator"
+TF_METRICS_PREFIX = "aws_marker-"
 DEFAULT_RESOURCE_CONFIG_FILE = "/opt/ml/input/config/resourceconfig.json"
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.smdebug.errors import SMDebugError
 from stepwatch.probe.smdebug.python_profiler import (
     PythonProfileModes,
     PythonProfiler,
     StepPhase,
     cProfileTimer,
-    python_profiler,
 )
 
 log = logging.getLogger("stepwatch")
@@ -246,12 +246,11 @@ class ProfilerConfigParser:
         self._said: set[str] = set()
         self.load_config()
         self.python_profiler: PythonProfiler | None = None
-        if self.is_python_profiling_enabled():
-            assert self.config is not None
-            wanted = self.config.python_profiling_config
-            self.python_profiler = python_profiler(
-                str(wanted.profiler_name), wanted.cprofile_timer, self.config.local_path, framework
-            )
+        if self.config is not None and self.is_python_profiling_enabled():
+            try:
+                self.python_profiler = PythonProfiler.get_python_profiler(self.config, framework)
+            except SMDebugError as error:
+                self._say(f"{error}. Python is not profiled.", logging.ERROR)
 
     def load_config(self) -> None:
         """Take the file as it is now."""

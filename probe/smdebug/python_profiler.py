@@ -176,9 +176,17 @@ class PythonProfiler:
 
     @staticmethod
     def get_python_profiler(profiler_config: Any, framework: Any) -> PythonProfiler:
-        """The profiler that a configuration names."""
-        wanted = profiler_config.python_profiling_config
-        return python_profiler(wanted.profiler_name, wanted.cprofile_timer, profiler_config.local_path, framework)
+        """The profiler that a configuration names.
+
+        Raises:
+            SMDebugError: it is not installed.
+        """
+        wanted, folder = profiler_config.python_profiling_config, profiler_config.local_path
+        if wanted.profiler_name == PythonProfilerName.PYINSTRUMENT.value:
+            return PyinstrumentPythonProfiler(folder, framework)
+        if wanted.cprofile_timer is cProfileTimer.DEFAULT:
+            return cProfileDefaultPythonProfiler(folder, framework)
+        return cProfilePythonProfiler(folder, framework, wanted.cprofile_timer)
 
 
 class cProfilePythonProfiler(PythonProfiler):
@@ -252,16 +260,3 @@ class PyinstrumentPythonProfiler(PythonProfiler):
         session = self._profile.last_session
         (folder / PYINSTRUMENT_JSON_FILENAME).write_text(self._renderer().render(session), encoding="utf-8")
         (folder / PYINSTRUMENT_HTML_FILENAME).write_text(self._profile.output_html(), encoding="utf-8")
-
-
-def python_profiler(name: str, timer: cProfileTimer | None, base_folder: str, framework: Any) -> PythonProfiler:
-    """The profiler of a name.
-
-    Raises:
-        SMDebugError: it is not installed.
-    """
-    if name == PythonProfilerName.PYINSTRUMENT.value:
-        return PyinstrumentPythonProfiler(base_folder, framework)
-    if timer is cProfileTimer.DEFAULT:
-        return cProfileDefaultPythonProfiler(base_folder, framework)
-    return cProfilePythonProfiler(base_folder, framework, timer or cProfileTimer.TOTAL_TIME)

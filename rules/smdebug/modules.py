@@ -39,7 +39,11 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.trials": {_TRIALS: "create_trial LocalTrial S3Trial", "stepwatch.rules.trial": "Trial"},
     "smdebug.trials.local_trial": {_TRIALS: "LocalTrial"},
     "smdebug.trials.s3_trial": {_TRIALS: "S3Trial"},
-    "smdebug.trials.trial": {"stepwatch.rules.trial": "Trial"},
+    "smdebug.trials.trial": {
+        "stepwatch.rules.trial": "Trial",
+        _CONSTANTS: "INCOMPLETE_STEP_WAIT_WINDOW_DEFAULT INCOMPLETE_STEP_WAIT_WINDOW_KEY REDUCTIONS_PREFIX"
+        " TRAINING_END_DELAY_REFRESH_DEFAULT TRAINING_END_DELAY_REFRESH_KEY",
+    },
     "smdebug.trials.utils": {_TRIALS: "create_trial"},
     "smdebug.rules": {_RULES: "Rule invoke_rule RequiredTensors RequiredTensorsForTrial"},
     "smdebug.rules.rule": {_RULES: "Rule"},
@@ -121,7 +125,10 @@ MODULES: dict[str, dict[str, str]] = {
         _JOB: "ConfigValidator get_config_validator reset_config_validator is_framework_version_supported",
         _UTILS: "FRAMEWORK",
     },
-    "smdebug.core.index_reader": {f"{_CORE}.index_files": "ReadIndexFilesCache"},
+    "smdebug.core.index_reader": {
+        f"{_CORE}.index_files": "ReadIndexFilesCache",
+        _CONSTANTS: "MISSING_EVENT_FILE_RETRY_LIMIT MISSING_EVENT_FILE_RETRY_LIMIT_KEY",
+    },
     "smdebug.core.writer": {_WRITING: "FileWriter"},
     "smdebug.core.collection": {
         _COLLECTIONS: "Collection CollectionKeys SCALAR_COLLECTIONS",
@@ -152,10 +159,12 @@ MODULES: dict[str, dict[str, str]] = {
         " S3SystemMetricsReader",
     },
     "smdebug.profiler.algorithm_metrics_reader": {
-        _READING: "LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
+        _READING: "AlgorithmMetricsReader LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
     },
     "smdebug.profiler.metrics_reader_base": {_READING: "MetricsReaderBase"},
-    "smdebug.profiler.system_metrics_reader": {_READING: "LocalSystemMetricsReader S3SystemMetricsReader"},
+    "smdebug.profiler.system_metrics_reader": {
+        _READING: "LocalSystemMetricsReader S3SystemMetricsReader SystemMetricsReader",
+    },
     "smdebug.profiler.system_profiler_file_parser": {
         _PROFILING: "ProfilerSystemEvent ProfilerSystemEvents SystemProfilerEventParser",
     },
@@ -165,9 +174,11 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.profiler.trace_event_file_parser": {_PROFILING: "TraceEvent TraceEventParser"},
     "smdebug.profiler.utils": {
         _PROFILING: "TimeUnits convert_utc_timestamp_to_microseconds convert_utc_timestamp_to_nanoseconds"
-        " convert_utc_timestamp_to_seconds is_valid_tracefilename get_node_id_from_tracefilename"
+        " convert_utc_timestamp_to_seconds convert_utc_datetime_to_microseconds convert_utc_datetime_to_nanoseconds"
+        " str2bool is_valid_tracefilename get_node_id_from_tracefilename"
         " get_timestamp_from_tracefilename validate_system_profiler_file get_node_id_from_system_profiler_filename"
         " get_utctimestamp_us_since_epoch_from_system_profiler_file",
+        _PLACES: "CONVERT_TO_MICROSECS HOROVODTIMELINE_SUFFIX SMDATAPARALLELTIMELINE_SUFFIX",
         _FRAMES: "ns_since_epoch_to_human_readable_time us_since_epoch_to_human_readable_time",
     },
     "smdebug.core.tfevent": {},
@@ -192,7 +203,9 @@ MODULES: dict[str, dict[str, str]] = {
         _PROFILER_CONFIG: "BASE_FOLDER_DEFAULT CLOSE_FILE_INTERVAL_DEFAULT CONFIG_PATH_DEFAULT MAX_FILE_SIZE_DEFAULT"
         " FILE_OPEN_FAIL_THRESHOLD_DEFAULT PROFILING_NUM_STEPS_DEFAULT PROFILER_DURATION_DEFAULT CPROFILE_NAME"
         " PYINSTRUMENT_NAME",
-        _PLACES: "CONVERT_TO_MICROSECS DEFAULT_PREFIX DEFAULT_SYSTEM_PROFILER_PREFIX TRACE_DIRECTORY_FORMAT"
+        _PLACES: "CONVERT_TO_MICROSECS CONVERT_MICRO_TO_NS DEFAULT_PREFIX DEFAULT_SYSTEM_PROFILER_PREFIX"
+        " TRACE_DIRECTORY_FORMAT PT_DATALOADER_INITIALIZE PT_DATALOADER_ITER PT_DATALOADER_WORKER TF_DATALOADER_ITER"
+        " TF_METRICS_PREFIX"
         " PYTHONTIMELINE_SUFFIX MODELTIMELINE_SUFFIX TENSORBOARDTIMELINE_SUFFIX HOROVODTIMELINE_SUFFIX"
         " SMDATAPARALLELTIMELINE_SUFFIX MERGEDTIMELINE_SUFFIX",
         _PYTHON: "CPROFILE_STATS_FILENAME PYINSTRUMENT_HTML_FILENAME PYINSTRUMENT_JSON_FILENAME"
@@ -232,7 +245,8 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "smdebug.pytorch.utils": {
         _CONSTANTS: "ALLOWED_NORMS ALLOWED_REDUCTIONS",
-        _JOB: "is_current_version_supported",
+        _JOB: "is_current_version_supported is_pt_1_5 is_pt_1_6 is_pt_1_7 is_pt_1_8 is_pt_1_9",
+        f"{_CORE}.reductions": "get_numpy_reduction",
     },
     "smdebug.core.hook": {_CONSTANTS: "DEFAULT_SAVED_COLLECTIONS DEFAULT_WORKER_NAME"},
     "smdebug.core.singleton_utils": {},

@@ -25,6 +25,7 @@ class TrialNames:
         workers: Callable[[], list[str]]
         steps: Callable[..., list[int]]
         collections: Callable[[], Mapping[str, Any]]
+        refresh: Callable[[], None]
 
     def tensors(self, *args: Any, **kwargs: Any) -> list[str]:
         """:meth:`tensor_names` by the name that it once had."""
@@ -44,6 +45,10 @@ class TrialNames:
     def last_complete_step(self) -> int:
         """The last global step that can be read, or -1."""
         return max(self.steps(), default=-1)
+
+    def maybe_refresh(self, name: str | None = None) -> None:
+        """Take what was recorded meanwhile, as every query does."""
+        self.refresh()
 
     @property
     def collection_manager(self) -> CollectionManager:

@@ -37,14 +37,18 @@ class MetricsReaderBase(Generic[E]):
     """Reads files of the profiler that hold events of a time; each file once.
 
     Args:
-        root: the directory, or ``s3://bucket/prefix``, of which a local copy is kept up to date.
+        trace_root_folder: the directory, or ``s3://bucket/prefix``, of which a local copy is kept up to date.
         use_in_memory_cache: changes nothing: what was read is kept.
     """
 
-    def __init__(self, root: str, use_in_memory_cache: bool = False) -> None:
-        self._folder = local_copy(root) if is_url(root) else Path(root)
+    def __init__(self, trace_root_folder: str, use_in_memory_cache: bool = False) -> None:
+        self._folder = local_copy(trace_root_folder) if is_url(trace_root_folder) else Path(trace_root_folder)
         self._files: list[ProfilerFile] = []
         self._parsed: dict[Path, Any] = {}
+
+    def get_all_event_parsers(self) -> list[Any]:
+        """The parsers of the files that were read."""
+        return list(self._parsed.values())
 
     def refresh_event_file_list(self) -> None:
         """Look for files that have come."""
@@ -140,8 +144,22 @@ class LocalAlgorithmMetricsReader(MetricsReaderBase[TraceEvent]):
         return [event for event, text in numbers if text.isdigit() and start_step <= int(text) < end_step]
 
 
-S3SystemMetricsReader = LocalSystemMetricsReader
-S3AlgorithmMetricsReader = LocalAlgorithmMetricsReader
+class S3SystemMetricsReader(LocalSystemMetricsReader):
+    """Reads system metrics of a prefix in S3."""
+
+    def __init__(self, s3_trial_path: str, use_in_memory_cache: bool = False) -> None:
+        super().__init__(s3_trial_path, use_in_memory_cache)
+
+
+class S3AlgorithmMetricsReader(LocalAlgorithmMetricsReader):
+    """Reads timelines of a prefix in S3."""
+
+    def __init__(self, s3_trial_path: str, use_in_memory_cache: bool = False) -> None:
+        super().__init__(s3_trial_path, use_in_memory_cache)
+
+
+SystemMetricsReader = LocalSystemMetricsReader
+AlgorithmMetricsReader = LocalAlgorithmMetricsReader
 
 
 class ProfilerTrial:

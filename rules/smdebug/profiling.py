@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +33,7 @@ class TimeUnits(enum.Enum):
     NANOSECONDS = 4
 
 
+_YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
 _PER_SECOND = {
     TimeUnits.SECONDS: 1,
     TimeUnits.MILLISECONDS: 10**3,
@@ -53,6 +55,28 @@ def convert_utc_timestamp_to_microseconds(timestamp: float, unit: TimeUnits = Ti
 def convert_utc_timestamp_to_nanoseconds(timestamp: float, unit: TimeUnits = TimeUnits.MICROSECONDS) -> int:
     """A time in nanoseconds."""
     return int(timestamp * (10**9 // _PER_SECOND[unit]))
+
+
+def convert_utc_datetime_to_microseconds(timestamp_datetime: datetime) -> int:
+    """A moment in microseconds."""
+    return convert_utc_timestamp_to_microseconds(timestamp_datetime.timestamp(), TimeUnits.SECONDS)
+
+
+def convert_utc_datetime_to_nanoseconds(timestamp_datetime: datetime) -> int:
+    """A moment in nanoseconds."""
+    return convert_utc_timestamp_to_nanoseconds(timestamp_datetime.timestamp(), TimeUnits.SECONDS)
+
+
+def str2bool(v: Any) -> bool:
+    """A flag that is spelled as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    word = str(v).lower()
+    if word not in (*_YES, *_NO):
+        raise ValueError(f"flag is {v!r}; expected true or false")
+    return word in _YES
 
 
 def is_valid_tracefilename(filename: str) -> bool:
@@ -140,7 +164,7 @@ class TraceEvent:
             int(event.duration_us),
             event.track,
             event.thread,
-            dict(event.args),
+            dict(event.args) or None,
             f"{host}-{process}",
             event.kind,
             file_type,
@@ -232,11 +256,14 @@ class TraceEventParser(_Parser[TraceEvent]):
         """
         name = os.path.basename(tracefile).split("_")
         node = name[1] if len(name) > 1 else ""
-        self._events += [TraceEvent.of(event, self.type) for event in read_timeline(Path(tracefile), node)]
+        self._take(read_timeline(Path(tracefile), node))
 
     def read_events_from_json_data(self, trace_json_data: list[dict[str, Any]], node_id: str) -> None:
         """Take those of an array."""
-        self._events += [TraceEvent.of(event, self.type) for event in timeline_events(trace_json_data, node_id)]
+        self._take(timeline_events(trace_json_data, node_id))
+
+    def _take(self, events: Iterable[TimelineEvent]) -> None:
+        self._events += [TraceEvent.of(event, self.type) for event in events if event.kind == "X"]  # moments are not
 
     def get_events_start_time_sorted(self) -> list[TraceEvent]:
         """By when they began."""
@@ -252,6 +279,11 @@ class TraceEventParser(_Parser[TraceEvent]):
         """Events that were under way at some time within these."""
         first, last = (convert_utc_timestamp_to_microseconds(each, unit) for each in (start_time, end_time))
         return [event for event in self._events if event.start_time <= last and event.end_time >= first]
+
+    def get_events_within_range(self, start_time: datetime, end_time: datetime) -> list[TraceEvent]:
+        """The same between two moments."""
+        first, last = (convert_utc_datetime_to_microseconds(each) for each in (start_time, end_time))
+        return self.get_events_within_time_range(first, last)
 
 
 class SMProfilerEvents(TraceEventParser):

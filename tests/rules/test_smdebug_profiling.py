@@ -16,6 +16,7 @@ from stepwatch.rules.smdebug import install
 
 install()
 
+from smdebug.core.modes import ModeKeys
 from smdebug.core.tfevent.timeline_file_writer import TimelineFileWriter
 from smdebug.profiler import LocalAlgorithmMetricsReader
 from smdebug.profiler.analysis.python_profile_analysis import PyinstrumentAnalysis, cProfileAnalysis
@@ -201,13 +202,18 @@ def test_profiles_of_pyinstrument(tmp_path: Path) -> None:
     assert "root_frame" in profile.json_stats and Path(profile.html_file_path).stat().st_size > 0
 
 
-def test_without_pyinstrument_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyinstrument_one_line_says_so(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from smdebug.exceptions import SMDebugError
     from smdebug.profiler.python_profiler import PyinstrumentPythonProfiler
 
     monkeypatch.setitem(sys.modules, "pyinstrument", None)
     with pytest.raises(SMDebugError, match="pip install pyinstrument"):
         PyinstrumentPythonProfiler(str(tmp_path), "pytorch")
+    parser = configured(PythonProfilingConfig={"StartStep": 0, "ProfilerName": "pyinstrument"})
+    parser.handle_step_start_python_profiling(ModeKeys.TRAIN, 0)  # the job goes on
+    assert parser.python_profiler is None and "Python is not profiled" in caplog.text
 
 
 def test_a_hook_writes_what_is_configured(configured: Configured, tmp_path: Path) -> None:

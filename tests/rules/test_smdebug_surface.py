@@ -50,6 +50,14 @@ NAMES = {
     "smdebug.core.access_layer.s3handler": "S3Handler ListRequest ReadObjectRequest",
     "smdebug.core.config_constants": "DEFAULT_COLLECTIONS_FILE_NAME DEFAULT_WORKER_NAME CLAIM_FILENAME",
     "smdebug.core.json_config": "create_hook_from_json_config get_json_config_as_dict CONFIG_FILE_PATH_ENV_STR",
+    "smdebug.profiler.algorithm_metrics_reader": "AlgorithmMetricsReader LocalAlgorithmMetricsReader",
+    "smdebug.profiler.system_metrics_reader": "SystemMetricsReader LocalSystemMetricsReader S3SystemMetricsReader",
+    "smdebug.profiler.profiler_constants": "DEFAULT_PREFIX HOROVODTIMELINE_SUFFIX CPROFILE_NAME CONVERT_TO_MICROSECS",
+    "smdebug.profiler.utils": "TimeUnits convert_utc_datetime_to_microseconds us_since_epoch_to_human_readable_time",
+    "smdebug.core.utils": "SagemakerSimulator ScriptSimulator error_handling_agent get_logger FRAMEWORK",
+    "smdebug.core.hook": "BaseHook CallbackHook",
+    "smdebug.core.index_reader": "ReadIndexFilesCache",
+    "smdebug.pytorch.utils": "get_reduction_of_data is_pt_1_8 is_current_version_supported",
     "smdebug.profiler": "LocalAlgorithmMetricsReader S3AlgorithmMetricsReader LocalSystemMetricsReader"
     " S3SystemMetricsReader MetricsReaderBase ProfilerSystemEvents SystemProfilerEventParser SMProfilerEvents"
     " HorovodProfilerEvents SMDataParallelProfilerEvents TraceEvent TraceEventParser",

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
+from stepwatch.cli.main import main
 from stepwatch.probe import Hook, SaveConfig
 from stepwatch.probe.statistics import measure
 from stepwatch.probe.store.errors import TraceError
@@ -101,8 +103,9 @@ def exported(run: Path, tmp_path: Path) -> Path:
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepwatch.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    """A command, within this process."""
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def test_commands(run: Path, tmp_path: Path) -> None:

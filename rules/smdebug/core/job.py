@@ -37,6 +37,37 @@ def is_current_version_supported(pytorch_version: str | None = None) -> bool:
     return _TORCH_FROM <= version.parse(pytorch_version) < _TORCH_BELOW
 
 
+def is_pt_1_5() -> bool:
+    """Whether this is torch 1.5."""
+    return _is_torch("1.5")
+
+
+def is_pt_1_6() -> bool:
+    """Whether this is torch 1.6."""
+    return _is_torch("1.6")
+
+
+def is_pt_1_7() -> bool:
+    """Whether this is torch 1.7."""
+    return _is_torch("1.7")
+
+
+def is_pt_1_8() -> bool:
+    """Whether this is torch 1.8."""
+    return _is_torch("1.8")
+
+
+def is_pt_1_9() -> bool:
+    """Whether this is torch 1.9."""
+    return _is_torch("1.9")
+
+
+def _is_torch(release: str) -> bool:
+    import torch
+
+    return str(torch.__version__).startswith(f"{release}.")
+
+
 def is_framework_version_supported(framework_type: FRAMEWORK) -> bool:
     """The same for a framework; of others than PyTorch no job is recorded.
 
