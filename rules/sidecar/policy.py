@@ -14,6 +14,8 @@ from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.study.study import Study
 from stepwatch.rules.telling.notify import NotifyAction
 
+_MOST_NAMES = 10
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -61,7 +63,9 @@ def describe(policy: Policy) -> str:
     """A policy in words."""
     matched = {"named": policy.runs, "in": policy.directories, "of": policy.users, "tagged": policy.tags}
     limits = [f"{what} {' or '.join(values)}" for what, values in matched.items() if values]
-    rules = f"{len(policy.specs)} rules ({', '.join(spec.name for spec in policy.specs)})"
+    names = [spec.name for spec in policy.specs]
+    named = ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if (more := len(names) - _MOST_NAMES) > 0 else "")
+    rules = f"{len(names)} rule{'' if len(names) == 1 else 's'} ({named})"
     actions = [_describe(action) for action in policy.actions] or ["nothing is done"]
     severities = [f"{rule} is {severity.value}" for rule, severity in policy.severities.items()]
     study = [policy.study.settings.describe()] if policy.study is not None else []

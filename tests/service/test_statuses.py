@@ -134,7 +134,7 @@ def test_of_a_live_run(growing: TraceWriter, tmp_path: Path) -> None:
         watching.send_signal(signal.SIGINT)
         assert statuses() == ["IssuesFound", "Stopping"]
         assert statuses() == ["IssuesFound", "Stopped"]
-        assert watching.wait(60) == 1
+        assert watching.wait(120) == 1
         assert "no longer watching" in watching.stderr.read()
     finally:
         watching.kill()
@@ -157,7 +157,7 @@ def test_of_a_live_run_that_ends(growing: TraceWriter, tmp_path: Path) -> None:
         watching.stdout.readline()
         growing.close("finished")
         lines = watching.stdout.read().splitlines()
-        assert watching.wait(60) == 0
+        assert watching.wait(120) == 0
     finally:
         watching.kill()
         watching.wait()

@@ -75,7 +75,7 @@ def test_the_slurm_scripts(tmp_path: Path, name: str, working: bool) -> None:
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17", "SLURM_JOB_USER": "alice"}
     env["SLURM_JOB_WORK_DIR"] = str(tmp_path / "job")
     done = subprocess.run(
-        ["sh", "-eu", str(DEPLOY / "slurm" / name)], env=env, capture_output=True, text=True, timeout=30
+        ["sh", "-eu", str(DEPLOY / "slurm" / name)], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stderr == ""
     called = (tmp_path / "called").read_text().split()

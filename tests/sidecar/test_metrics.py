@@ -42,7 +42,7 @@ def served(tmp_path: Path, begin: Begin) -> Iterator[Metrics]:
 
 
 def get(metrics: Metrics, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}{path}", timeout=60) as answer:
         return str(answer.read().decode())
 
 

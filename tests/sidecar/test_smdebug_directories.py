@@ -81,7 +81,7 @@ def test_on_a_disk(exported: Path, tmp_path: Path) -> None:
         assert status() == ("job-3", "IssuesFound")
         (job / END_FILE).touch()
         assert status() == ("job-3", "IssuesFound")
-        assert watching.wait(60) == 1
+        assert watching.wait(120) == 1
         assert "cannot be stopped from here" in recorded_actions(tmp_path / "state")
     finally:
         watching.kill()

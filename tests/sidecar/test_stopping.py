@@ -83,7 +83,7 @@ def test_a_job_that_saves_its_checkpoint_is_given_the_time(tmp_path: Path) -> No
     job = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 1 and "TrainingStopped" in errors  # by itself, not by a signal
-    watching.communicate(timeout=30)
+    watching.communicate(timeout=120)
     assert (tmp_path / "run.pt").stat().st_size > 0
     done = [action for row in Trace(tmp_path / "run").findings() for action in row["actions"]]
     assert {action["outcome"] for action in done} == {"done"}

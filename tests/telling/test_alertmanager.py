@@ -54,7 +54,7 @@ def alertmanager(tmp_path: Path) -> Iterator[str]:
 
 
 def active(url: str) -> dict[tuple[str, str], dict[str, Any]]:
-    with urllib.request.urlopen(f"{url}/api/v2/alerts", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/api/v2/alerts", timeout=60) as answer:
         alerts = json.load(answer)
     return {(each["labels"]["job"], each["labels"]["alertname"]): each for each in alerts}
 
