@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwatch.probe.store.schema import AGREEMENT_QUANTITY, BATCH_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, block_medians, spell, trend_z
+from stepwatch.rules.recommended.series import TrainingLoss, block_medians, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -27,26 +27,29 @@ class GradientNoiseScale(Rule):
     scale / B. Below 1 / ``large`` most samples of a batch tell what the others told. Above ``small`` nearly all of an
     update is noise: a larger batch, or one accumulated, goes further with each; said only while the loss falls
     (Mann-Kendall, z < -2), since at a minimum there is nothing but noise. Both are held against three standard errors.
-    Batches that hold the same data each time are not judged.
+    Batches that hold the same data each time are not judged, nor jobs of several losses.
 
     Args:
         large: how many times as large as the noise scale a batch must be, above 1.
         small: how many times as small, above 1.
         pairs: pairs of batches, at least 10.
+        span: steps between the first of them and the last; in the first steps of a job all batches agree.
     """
 
     severity = Severity.INFO
     calibrated = (("large", "higher"), ("small", "higher"))
 
-    def __init__(self, *, large: float = 20.0, small: float = 50.0, pairs: int = 40) -> None:
+    def __init__(self, *, large: float = 20.0, small: float = 50.0, pairs: int = 40, span: int = 500) -> None:
         for name, value in {"large": large, "small": small}.items():
             if not value > 1:
                 raise ValueError(f"{name} is {value}; expected more than 1")
         if pairs < 10:
             raise ValueError(f"pairs is {pairs}; expected 10 or more")
+        positive("span", span)
         self.large = large
         self.small = small
         self.pairs = pairs
+        self.span = span
         self._loss = TrainingLoss()
         self._since: deque[int] = deque(maxlen=pairs)  # steps with a loss before each pair
         self._cosines: deque[float] = deque(maxlen=pairs)
@@ -72,7 +75,7 @@ class GradientNoiseScale(Rule):
                 self._steps.append(step.step)
                 self._since.append(len(self._loss.values))
                 self._cosines.append(float(vector[0]))
-                if len(self._cosines) == self.pairs and not self._same_data:
+                if self._spans() and not (self._same_data or self._loss.several):
                     yield from self._judge(step)
 
     def _judge(self, step: Step) -> Iterator[Finding]:
@@ -103,6 +106,9 @@ class GradientNoiseScale(Rule):
                 "it; otherwise a lower learning rate averages the noise",
             )
 
+    def _spans(self) -> bool:
+        return len(self._cosines) == self.pairs and self._steps[-1] - self._steps[-self.pairs] >= self.span
+
     def _falls(self) -> bool:
         values = self._loss.values[self._since[0] :]
         known = len(values) >= 20 and not self._loss.signed and np.isfinite(values).all()
@@ -128,8 +134,12 @@ class GradientNoiseScale(Rule):
             missing = ("no gradients of batches in a row were compared: they are at every fourth saved step",)
         elif self._same_data:
             missing = ("batches that differ: each holds the same data",)
-        elif len(self._steps) < self.pairs:
-            missing = (f"{len(self._steps)} pairs of batches in a row; at least {self.pairs} are needed",)
+        elif self._loss.several:
+            missing = self._loss.missing(1)
+        elif not self._spans():
+            missing = (
+                f"{len(self._steps)} pairs of batches in a row; {self.pairs} over {self.span} steps or more are needed",
+            )
         said = "" if self._ratio is None else f"noise scale {spell(self._ratio)} times the batch"
         return Coverage.of(
             self._steps, tensors=1 if self._name else 0, missing=missing, margin=self._margin, closest=said

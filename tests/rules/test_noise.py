@@ -31,6 +31,7 @@ def train(
             loss_fn(model(x), x @ truth + noise * torch.randn(size, 1)).backward()
             optimizer.step()
     spec = configure(["GradientNoiseScale"])[0].with_parameter("pairs", 25).with_parameter("small", 20.0)
+    spec = spec.with_parameter("span", 100)
     (result,) = analyze(Trace(run), [spec]).results
     return result
 
