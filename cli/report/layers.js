@@ -107,14 +107,19 @@
     option.value = layer.name;
   }
 
+  function choose(layer) {
+    show(layer);
+    if (parent !== window) parent.postMessage({ layer: layer.name }, "*");
+  }
+
   choice.addEventListener("change", () => {
-    show(data.layers.find((layer) => layer.name === choice.value));
+    choose(data.layers.find((layer) => layer.name === choice.value));
     history.replaceState(null, "", `#layer=${encodeURIComponent(choice.value)}`);
   });
   window.addEventListener("hashchange", () => {
     const layer = named();
     if (layer) {
-      show(layer);
+      choose(layer);
       document.getElementById("layers").scrollIntoView();
     }
   });
@@ -138,6 +143,7 @@
     }
     Object.keys(data.heats).forEach(listen);
     show(named() || data.layers.find((layer) => layer.findings.length) || data.layers[0]);
+    if (named()) document.getElementById("layers").scrollIntoView();
   }
   start();
 })();

@@ -3,16 +3,23 @@
 const byId = (id) => document.getElementById(id);
 const run = new URLSearchParams(location.search).get("run") || "";
 const asked = `run=${encodeURIComponent(run)}`;
-const loaded = { version: null, at: 0, busy: false };
+const loaded = { version: null, at: 0, busy: false, layer: "" };
 const REST = 5000; // milliseconds between two reports of a run that goes on
 
 byId("report").addEventListener("load", () => { loaded.busy = false; });
+
+// The report says which layer it shows, so that the next one shows it too.
+window.addEventListener("message", (event) => {
+  const layer = event.data && event.data.layer;
+  if (event.source === byId("report").contentWindow && typeof layer === "string") loaded.layer = layer;
+});
 
 function loadReport(version) {
   loaded.version = version;
   loaded.at = Date.now();
   loaded.busy = true;
-  byId("report").src = `report?${asked}&version=${version}`;
+  byId("report").src = `report?${asked}&version=${version}`
+    + (loaded.layer ? `#layer=${encodeURIComponent(loaded.layer)}` : "");
 }
 
 async function update() {

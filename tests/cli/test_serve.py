@@ -31,7 +31,7 @@ import sys, time, torch
 from torch import nn
 from stepwatch.probe import Hook, SaveConfig
 torch.set_num_threads(1)
-model = nn.Linear(4, 2)
+model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 with Hook(sys.argv[1], model=model, optimizer=optimizer, system_interval=0, save_config=SaveConfig(save_interval=10)):
     while True:
@@ -191,6 +191,10 @@ def _look(page: Any, address: str) -> None:
     report = page.frame_locator("#report")
     report.locator("h1").wait_for(timeout=60_000)
     report.locator(".bk-Figure, .bk-Canvas, canvas").first.wait_for(timeout=60_000)
+    choice = report.locator("#layer-choice")
+    choice.locator("option").nth(1).wait_for(state="attached", timeout=60_000)
+    choice.select_option(index=1)
+    chosen = choice.input_value()
     state = page.locator("#state")
     page.locator("#state", has_text="step ").wait_for(timeout=60_000)
     before = int(state.inner_text().split("step ")[1].split(",")[0])
@@ -202,3 +206,5 @@ def _look(page: Any, address: str) -> None:
     while page.locator("#report").get_attribute("src") == first and time.monotonic() < deadline:
         page.wait_for_timeout(200)
     assert page.locator("#report").get_attribute("src") != first, "the report follows the run"
+    report.locator("#layer-table tr").first.wait_for(timeout=60_000)
+    assert report.locator("#layer-choice").input_value() == chosen, "and shows the layer that was looked at"
