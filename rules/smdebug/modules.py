@@ -175,7 +175,8 @@ MODULES: dict[str, dict[str, str]] = {
     "smdebug.profiler.utils": {
         _PROFILING: "TimeUnits convert_utc_timestamp_to_microseconds convert_utc_timestamp_to_nanoseconds"
         " convert_utc_timestamp_to_seconds convert_utc_datetime_to_microseconds convert_utc_datetime_to_nanoseconds"
-        " str2bool is_valid_tracefilename get_node_id_from_tracefilename"
+        " str2bool is_valid_tfprof_tracefilename read_tf_profiler_metadata_file is_valid_tracefilename"
+        " get_node_id_from_tracefilename"
         " get_timestamp_from_tracefilename validate_system_profiler_file get_node_id_from_system_profiler_filename"
         " get_utctimestamp_us_since_epoch_from_system_profiler_file",
         _PLACES: "CONVERT_TO_MICROSECS HOROVODTIMELINE_SUFFIX SMDATAPARALLELTIMELINE_SUFFIX",

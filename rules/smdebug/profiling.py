@@ -19,8 +19,11 @@ from stepwatch.probe.store.smdebug.profiler import (
     system_metric,
     timeline_events,
 )
+from stepwatch.rules.smdebug.core.access import ListRequest, S3Handler
+from stepwatch.rules.smdebug.core.utils import is_s3
 
 _TIMELINE = re.compile(r"framework/pevents/\d{10}/(\d{16})_([^_/]+)_[a-z_]*timeline\.json$")
+_METADATA = re.compile(r"([^_]+)_(\d+)_(\d+)\.metadata")
 _SYSTEM = re.compile(r"system/(?:[^/]+/)*(\d{10})\.(algo-\d+)\.json$")
 
 
@@ -111,6 +114,26 @@ def get_utctimestamp_us_since_epoch_from_system_profiler_file(filename: str) -> 
     """Microseconds since the epoch of their path, or None."""
     match = _SYSTEM.search(filename)
     return int(match[1]) * 10**6 if match else None
+
+
+def is_valid_tfprof_tracefilename(filename: str) -> bool:
+    """Whether that is the path of a trace of TensorFlow's."""
+    return filename.endswith("trace.json.gz") and "tensorflow/detailed_profiling" in filename
+
+
+def read_tf_profiler_metadata_file(file_path: str) -> tuple[str, str, str]:
+    """Node, start and end of a trace of TensorFlow's, in microseconds, as the name of a file beside it says.
+
+    ``("", "0", "0")`` where there is none.
+    """
+    step = os.sep.join(file_path.split(os.sep)[:-4])
+    there, bucket, prefix = is_s3(step)
+    names: Iterable[str] = ()
+    if is_valid_tfprof_tracefilename(file_path):
+        s3 = there and S3Handler.list_prefix(ListRequest(str(bucket), str(prefix)))
+        names = s3 or (str(path) for path in Path(step).rglob("*.metadata"))
+    found = (_METADATA.fullmatch(os.path.basename(name)) for name in names)
+    return next(((match[1], match[2], match[3]) for match in found if match), ("", "0", "0"))
 
 
 class ProfilerSystemEvent:

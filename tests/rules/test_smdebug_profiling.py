@@ -248,6 +248,19 @@ def test_a_hook_writes_what_is_configured(configured: Configured, tmp_path: Path
     assert not any(step == 3 for _, step, _, _ in phases)
 
 
+def test_the_time_of_a_trace_is_in_the_name_beside_it(tmp_path: Path) -> None:
+    from smdebug.profiler.utils import read_tf_profiler_metadata_file
+
+    step = tmp_path / "framework" / "tensorflow" / "detailed_profiling" / "2020080513" / "000000000"
+    trace = step / "plugins" / "profile" / "2020_08_05" / "host.trace.json.gz"
+    trace.parent.mkdir(parents=True)
+    assert read_tf_profiler_metadata_file(str(trace)) == ("", "0", "0")
+    (step / "7-host.name_1596659864545103_1596659864854168.metadata").touch()
+    found = read_tf_profiler_metadata_file(str(trace))
+    assert found == ("7-host.name", "1596659864545103", "1596659864854168")
+    assert read_tf_profiler_metadata_file(str(step / "other.json")) == ("", "0", "0")
+
+
 def test_tables_of_pandas(tmp_path: Path) -> None:
     write_metrics(tmp_path, 2, gpu=12.5)
     write_timeline(tmp_path, 30)
