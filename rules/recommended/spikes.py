@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, noise_of, positive, spell, trend_z
+from stepwatch.rules.recommended.series import TrainingLoss, median, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -102,7 +102,7 @@ class LossSpike(Rule):
         block = np.array(self._loss.values[-_BLOCK:])
         if not np.isfinite(block).all():
             return
-        level = float(np.median(block))
+        level = median(block)
         if count == _BLOCK:
             self._start = level
         if self._open is None:
@@ -117,7 +117,7 @@ class LossSpike(Rule):
     def _begins(self, step: Step, level: float) -> bool:
         """Whether a spike begins; what is none becomes part of the noise."""
         known = len(self._levels) >= _BASELINE // 2
-        baseline = float(np.median(self._levels)) if known else level
+        baseline = median(self._levels) if known else level
         deviation = level - baseline
         if len(self._deviations) >= _KNOWN:
             usual = max(

@@ -8,7 +8,7 @@ import numpy as np
 
 from stepwatch.probe.store.schema import UPDATE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, positive, spell
+from stepwatch.rules.recommended.series import TrainingLoss, median, positive, spell
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -67,14 +67,14 @@ class MissingWarmUp(Rule):
         if self._loss.observe(step) is None:
             return
         if len(self._loss.values) % _BLOCK == 0:
-            self._highest = max(self._highest, float(np.median(self._loss.values[-_BLOCK:])))
+            self._highest = max(self._highest, median(self._loss.values[-_BLOCK:]))
         if len(self._loss.values) > self.patience and len(self._updates) > 1:
             self._judged = True
             yield from self._judge(step)
 
     def _judge(self, step: Step) -> Iterator[Finding]:
         (at, first), *later = self._updates
-        start, now = self._loss.values[0], float(np.median(self._loss.values[-_BLOCK:]))
+        start, now = self._loss.values[0], median(self._loss.values[-_BLOCK:])
         sound = np.isfinite([start, now, self._highest]).all() and not self._loss.signed
         if at >= _EARLY or not sound or self._first_rate is None or start <= 0:
             return
