@@ -61,7 +61,7 @@ class TimelineRecord:
             entry["s"] = args.pop("s", "t")
         elif self.phase == "X":
             entry["dur"] = self.duration
-        return json.dumps({**entry, **({"args": args} if args else {})})
+        return json.dumps({**entry, **({"args": args} if args else {})}, default=str)
 
 
 class TimelineFileWriter:
@@ -155,9 +155,14 @@ class _Worker(threading.Thread):
                     self._write(event)
             except OSError as error:
                 self._failed(error)
+            except Exception as error:  # whoever waits for the queue must not wait for ever
+                log.warning("an event is not in the timeline: %s: %s", event.op_name, error)
             finally:
                 self._queue.task_done()
-        self._complete()
+        try:
+            self._complete()
+        except OSError as error:
+            log.warning("the last part of the timeline cannot be written: %s", error)
         self._queue.task_done()
 
     def _write(self, event: TimelineRecord) -> None:
@@ -165,14 +170,13 @@ class _Worker(threading.Thread):
             self._complete()
         if self._file is None:
             self._open(event)
-        lines = []
+        event.pid = self._tracks.setdefault(event.training_phase, len(self._tracks))
+        lines = [event.to_json()]
         if event.training_phase not in self._described:
             self._described.add(event.training_phase)
-            track = self._tracks.setdefault(event.training_phase, len(self._tracks))
-            lines += _track(track, {"name": event.training_phase}) if event.phase != "i" else []
-        event.pid = self._tracks[event.training_phase]
+            lines = [*(_track(event.pid, {"name": event.training_phase}) if event.phase != "i" else []), *lines]
         assert self._file is not None
-        self._file.write("".join(f",\n{line}" for line in (*lines, event.to_json())))
+        self._file.write("".join(f",\n{line}" for line in lines))
         self._file.flush()
         self._end_us = max(self._end_us, event.event_end_ts_micros)
 

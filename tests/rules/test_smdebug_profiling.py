@@ -107,6 +107,8 @@ def test_a_timeline_is_what_readers_expect(configured: Configured) -> None:
     writer = TimelineFileWriter(configured())
     for number in range(3):
         writer.write_trace_events(BEGAN + number, "Step:ModeKeys.TRAIN", "step", duration=0.5, step_num=str(number))
+    writer.write_trace_events(BEGAN + 2.6, "Other", "odd", shape={1}, back={(1, 2): 3})  # has no JSON: left out
+    writer.write_trace_events(BEGAN + 2.7, "Other", "where", path=Path("a/b"))
     writer.write_trace_events(BEGAN + 3, "Loading", "batch", phase="B")
     writer.write_trace_events(BEGAN + 5, "Loading", "batch", phase="E")
     writer.flush()
@@ -117,7 +119,7 @@ def test_a_timeline_is_what_readers_expect(configured: Configured) -> None:
     assert file.name.startswith(f"{(BEGAN + 5) * 10**6}_")
     reader = LocalAlgorithmMetricsReader(str(configured.output))
     events = {e.event_phase: (e.start_time / 1e6, e.duration / 1e6) for e in reader.get_events(0, 1 << 60)}
-    assert events == {"Step:ModeKeys.TRAIN": (BEGAN + 2, 0.5), "Loading": (BEGAN + 3, 2)}
+    assert events == {"Step:ModeKeys.TRAIN": (BEGAN + 2, 0.5), "Other": (BEGAN + 2.7, 0), "Loading": (BEGAN + 3, 2)}
     assert [e.event_args for e in reader.get_events_by_step(1, 2)] == [{"step_num": "1"}]
 
 
