@@ -22,6 +22,7 @@ from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar.hangs import HangWatch
 from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Found, WatchedRun
+from stepwatch.rules.sidecar.states import States
 from stepwatch.rules.stacks import dump_stacks
 
 JOB = """
@@ -232,12 +233,12 @@ def test_a_process_that_has_not_asked_for_it_gets_no_signal(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["with the watch", "by the rule alone"])
-def test_what_stands_still_is_told_once_though_a_rule_finds_it_too(folder: Path, beside: bool) -> None:
+def test_what_stands_still_is_told_once_though_a_rule_finds_it_too(folder: Path, tmp_path: Path, beside: bool) -> None:
     trace = Trace(folder / "script")
     last = int(pc.max(trace.table("steps")["time_ns"]).as_py()) / 1e9
     policy = Policy("all", tuple(configure(["Hang"], [f"Hang.seconds={time.time() - last + 2}", "Hang.factor=0.01"])))
     now = [0.0]
-    watched = WatchedRun(trace, policy, trace.path, act=False)
+    watched = WatchedRun(trace, policy, trace.path, States(tmp_path), act=False)
     watched._hangs = HangWatch(trace, lambda: now[0]) if beside else None
     found: list[Finding] = []
     until = time.monotonic() + 60
