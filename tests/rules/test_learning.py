@@ -56,7 +56,7 @@ def test_each_course_has_its_word(tmp_path: Path, rate: float, options: dict[str
 
 
 def test_it_is_shown(tmp_path: Path) -> None:
-    learning = train(tmp_path / "run", rate=1e-3)
+    learning = train(tmp_path / "run", rate=1e-3, steps=60)
     shown = CliRunner().invoke(command, [str(tmp_path / "run"), "--json"])
     assert json.loads(shown.output)["learning"]["said"] == learning.sentence()
 
