@@ -29,7 +29,8 @@ from stepwatch.rules.smdebug.core.locations import IndexFileLocationUtils
 from stepwatch.rules.smdebug.core.utils import serialize_tf_device
 from stepwatch.rules.step import Stats, Step, TensorSet
 from stepwatch.rules.tensor import Array
-from stepwatch.rules.trial import Range, TraceTrial, Trial
+from stepwatch.rules.trace_trial import TraceTrial
+from stepwatch.rules.trial import Range, Trial
 
 _NUMPY_NAMES = {"variance": "var"}
 _ORDERS = {"l1": 1, "l2": 2}
