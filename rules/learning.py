@@ -95,7 +95,8 @@ def _curves(trace: Trace) -> tuple[TrainingLoss, EvalCurve, LabelCounts]:
     ranks = trace.ranks[:1]
     columns = ["step", "mode", "mode_step", "name", "value"]
     rows = trace.table("scalars", columns=columns, ranks=ranks)
-    rows = rows.filter(pc.is_in(rows["name"], pa.array([n for n in pc.unique(rows["name"]).to_pylist() if is_loss(n)])))
+    losses = [name for name in pc.unique(rows["name"]).to_pylist() if is_loss(name)]
+    rows = rows.filter(pc.is_in(rows["name"], pa.array(losses, pa.string())))
     steps: dict[tuple[int, str, int], dict[str, float]] = {}
     for step, mode, mode_step, name, value in zip(*(rows[each].to_pylist() for each in columns), strict=True):
         steps.setdefault((step, mode, mode_step), {})[name] = value

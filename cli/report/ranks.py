@@ -53,7 +53,7 @@ def _main_loss(trace: Trace, rank: int) -> Series | None:
 
 def _gradient_norms(trace: Trace, rank: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps at which gradients were saved, and the norm of all of them together."""
-    names = pa.array([t.name for t in trace.tensors().values() if "gradients" in t.collections])
+    names = pa.array([t.name for t in trace.tensors().values() if "gradients" in t.collections], pa.string())
     squares = pd.Series(dtype=np.float64)
     for piece in TableCursor(trace, "stats", rank, ["step", "mode", "name", "l2"]).read():
         rows = piece.filter(pc.is_in(piece["name"], names))

@@ -309,7 +309,7 @@ try:
         model(torch.randn(4, 6)).square().mean().backward()
         optimizer.step()
 except Exception as error:
-    print(rank, type(error).__name__, flush=True)
+    print(f"{rank} {type(error).__name__}\\n", end="", flush=True)  # in one piece: the ranks share the output
 torch.distributed.destroy_process_group()
 """.replace("RANKS", ranks)
     )

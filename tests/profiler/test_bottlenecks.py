@@ -129,7 +129,7 @@ def failing() -> Iterator[Path]:
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30
     folder = Path(tempfile.mkdtemp(dir=memory if roomy else None))
-    train(folder / "run", steps=101, work=0.09, leak_mb=2, disk_mb=2, hang_at=95, hang=2.5)
+    train(folder / "run", steps=101, work=0.09, leak_mb=2, disk_mb=2, hang_at=95, hang=6.0)
     yield folder / "run"
     shutil.rmtree(folder)
 

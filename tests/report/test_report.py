@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
+from torch import nn
 
 from stepwatch.cli.report.downsample import bucket_max, keep_extremes
 from stepwatch.cli.report.page import write_report
+from stepwatch.probe import Hook, SaveConfig
 from stepwatch.probe.store.labels import change_labels
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import StepRecord, TensorInfo
@@ -206,7 +209,7 @@ def test_a_browser_draws_it_without_a_complaint(page: Path, browser: Any, tmp_pa
     tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     tab.goto(f"file://{page}")
     # The script that draws a layer runs when the charts are there.
-    tab.wait_for_function("document.querySelectorAll('#layer-table tr').length > 0", timeout=60_000)
+    tab.locator("#layer-table tr").first.wait_for(timeout=60_000)
     assert tab.locator(".bk-Figure").count() >= 8
     assert complaints == []
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is wider than the screen"
@@ -224,7 +227,7 @@ def test_a_browser_draws_it_without_a_complaint(page: Path, browser: Any, tmp_pa
 def test_a_layer_is_chosen_by_a_finding_a_list_and_a_heat_map(page: Path, browser: Any) -> None:
     tab = browser.new_page(viewport={"width": 1100, "height": 1000})
     tab.goto(f"file://{page}")
-    tab.wait_for_function("document.querySelectorAll('#layer-table tr').length > 0", timeout=60_000)
+    tab.locator("#layer-table tr").first.wait_for(timeout=60_000)
     choice = tab.locator("#layer-choice")
     assert "ExplodingTensor" in tab.locator("#layer-findings").inner_text(), "one that a finding names comes first"
     choice.select_option("2")
@@ -234,10 +237,27 @@ def test_a_layer_is_chosen_by_a_finding_a_list_and_a_heat_map(page: Path, browse
     values = tab.evaluate("Bokeh.documents[0].get_model_by_name('layer-spread').data.low")
     assert len(values) == 80 and all(value >= 0 for value in values)
     tab.locator(".finding a", has_text="gradient/Net_5.weight").first.click()
-    tab.wait_for_function("document.getElementById('layer-choice').value === '5'")
+    expect(choice).to_have_value("5", timeout=60_000)
     heat = tab.locator("section[aria-labelledby=gradients-title] .bk-Figure")
     box = heat.bounding_box()
     assert box is not None
     heat.click(position={"x": box["width"] / 2, "y": 40})  # below the toolbar: the first layer
-    tab.wait_for_function("document.getElementById('layer-choice').value === '0'")
+    expect(choice).to_have_value("0", timeout=60_000)
     tab.close()
+
+
+def test_ranks_of_which_no_gradients_were_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        every = SaveConfig(save_interval=1)
+        with Hook(
+            tmp_path / "run", model=model, optimizer=optimizer, include_collections=["weights"], save_config=every
+        ):
+            for _ in range(3):
+                model(torch.randn(8, 4)).square().sum().backward()
+                optimizer.step()
+    write_report(Trace(tmp_path / "run"), tmp_path / "r.html", configure(None))
+    assert "median gradient norm" in (tmp_path / "r.html").read_text()
