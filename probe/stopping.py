@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,9 +16,12 @@ from stepwatch.probe import sagemaker
 from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.control import (
     Agreement,
+    StopRequest,
     StopWatcher,
     acknowledge,
     agree,
+    confirm,
+    confirmed,
     read_agreement,
     request_stop,
 )
@@ -25,6 +30,8 @@ log = logging.getLogger("stepwatch")
 
 StopStyle: TypeAlias = 'Literal["raise", "flag"] | Callable[[str], None]'
 Checkpoint: TypeAlias = "Callable[[int], str | os.PathLike[str] | None]"
+
+_PATIENCE_SECONDS = 10.0
 
 
 class TrainingStopped(Exception):
@@ -85,6 +92,9 @@ class Stopper:
         before = read_agreement(run_dir)
         self._before = before.request_id if before is not None else None
         self._watcher = StopWatcher(run_dir)
+        self._request: StopRequest | None = None
+        self._heard_at = 0.0
+        self._silent: set[int] = set()
         self._agreement: Agreement | None = None
         self.stopped = False
 
@@ -95,7 +105,8 @@ class Stopper:
     def poll(self, step: int, step_seconds: float) -> None:
         """Look for a request in the run's directory; called from a thread beside the training.
 
-        Rank 0 of several picks a step that all of them will have heard of before they reach it.
+        The other ranks of several confirm that they know of it, and from then on look at every step for what is agreed.
+        Rank 0 then picks a step that none has reached: in a job whose ranks wait for each other nobody misses it.
 
         Args:
             step: steps done.
@@ -103,22 +114,38 @@ class Stopper:
         """
         if self._agreement is not None or self.stopped:
             return
-        if self._world_size > 1 and self._rank != 0:
-            agreed = read_agreement(self._run_dir)
-            if agreed is not None and agreed.request_id != self._before:
-                self._agreement = agreed
-            return
         request = self._watcher.poll()
-        if request is None:
+        if request is not None:
+            self._request, self._heard_at = request, time.monotonic()
+            self._silent = set(range(1, self._world_size))
+            if self._rank and self._world_size > 1:
+                with suppress(OSError):  # rank 0 waits for it no longer than it has patience
+                    confirm(self._run_dir, self._rank, request.id)
+        if self._rank and self._world_size > 1:
+            self._hear()
+        elif self._request is None:
             return
-        if self._world_size == 1:
-            self._agreement = Agreement(request.id, request.reason, 0, request.time_ns)
-        else:
+        elif self._world_size == 1:
+            self._agreement = Agreement(self._request.id, self._request.reason, 0, self._request.time_ns)
+        elif self._all_know(self._request):
             ahead = math.ceil(self._hearing_seconds / step_seconds) if step_seconds else 1
-            self._agreement = agree(self._run_dir, request, step + ahead + 1)
+            self._agreement = agree(self._run_dir, self._request, step + ahead + 1)
+
+    def _hear(self) -> None:
+        agreed = read_agreement(self._run_dir)
+        if agreed is not None and agreed.request_id != self._before:
+            self._agreement = agreed
+
+    def _all_know(self, request: StopRequest) -> bool:
+        """Whether every other rank has confirmed the request, or is not heard of: it may have no hook."""
+        self._silent = {rank for rank in self._silent if not confirmed(self._run_dir, rank, request.id)}
+        patience = max(_PATIENCE_SECONDS, 2 * self._hearing_seconds)
+        return not self._silent or time.monotonic() - self._heard_at > patience
 
     def due(self, step: int) -> bool:
         """Whether the job stops now that this many steps are done."""
+        if self._rank and self._request is not None and self._agreement is None:
+            self._hear()
         return self._agreement is not None and not self.stopped and step >= self._agreement.step
 
     @property

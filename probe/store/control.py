@@ -123,6 +123,21 @@ def read_agreement(run_dir: Path) -> Agreement | None:
     )
 
 
+def confirm(run_dir: Path, rank: int, request_id: str) -> None:
+    """Say that this rank knows of a request, and looks at every step for what is agreed."""
+    write_json(_confirmation(run_dir, rank), {"request_id": request_id})
+
+
+def confirmed(run_dir: Path, rank: int, request_id: str) -> bool:
+    """Whether it has said so."""
+    content = read_json(_confirmation(run_dir, rank))
+    return bool(content) and content.get("request_id") == request_id
+
+
+def _confirmation(run_dir: Path, rank: int) -> Path:
+    return run_dir / "control" / f"heard-rank={rank:05d}.json"
+
+
 @dataclass(frozen=True)
 class SavePlan:
     """Which training steps all ranks save.

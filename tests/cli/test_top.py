@@ -75,7 +75,7 @@ def test_a_run_that_has_just_begun_is_no_error(tmp_path: Path) -> None:
 
 def test_it_follows_a_live_run_to_its_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = subprocess.Popen([sys.executable, "-m", "tests.profiler.jobs", str(run), "steps=80", "work=0.03"], cwd=ROOT)
+    job = subprocess.Popen([sys.executable, "-m", "tests.profiler.jobs", str(run), "steps=300", "work=0.03"], cwd=ROOT)
     deadline = time.monotonic() + 60
     while not (run / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -98,4 +98,4 @@ def test_it_follows_a_live_run_to_its_end(tmp_path: Path) -> None:
     job.wait(10)
     text = shown.decode(errors="replace")
     assert text.count("steps/s") >= 2, "it was drawn again"
-    assert "live" in text and "finished after 80 steps" in text
+    assert "live" in text and "finished after 300 steps" in text

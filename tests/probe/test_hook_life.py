@@ -288,12 +288,15 @@ def test_a_stop_from_outside_raises_at_a_step_boundary_after_the_checkpoint(tmp_
     assert (end.status, end.reason) == ("stopped", "enough")
 
 
-@pytest.mark.parametrize(("ranks", "recorded"), [("all", [0, 1]), ("first", [0])])
-def test_all_ranks_stop_at_the_same_step(tmp_path: Path, ranks: str, recorded: list[int]) -> None:
-    """Two real processes under torchrun, in lockstep through gloo; a stop in between would hang one of them."""
+@pytest.mark.parametrize(("ranks", "recorded", "late"), [("all", [0, 1], 5.0), ("first", [0], 0.0)])
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path, ranks: str, recorded: list[int], late: float) -> None:
+    """Two real processes under torchrun, in lockstep through gloo; a stop in between would hang one of them.
+
+    In the first case rank 1 listens so seldom that it learns of the request when the others would be gone.
+    """
     (tmp_path / "job.py").write_text(
         """
-import os, sys, torch
+import time, torch
 from torch import nn
 from stepwatch.probe import Hook
 torch.distributed.init_process_group("gloo")
@@ -303,6 +306,9 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 hook = Hook(
     "run", model=model, optimizer=optimizer, ranks="RANKS", checkpoint=lambda step: f"rank{rank}-{step}.pt"
 )
+if rank == 1:
+    poll = hook._stopper.poll
+    hook._stopper.poll = lambda *steps: (time.sleep(LATE), poll(*steps))
 try:
     for _ in range(100000):
         optimizer.zero_grad()
@@ -311,7 +317,7 @@ try:
 except Exception as error:
     print(f"{rank} {type(error).__name__}\\n", end="", flush=True)  # in one piece: the ranks share the output
 torch.distributed.destroy_process_group()
-""".replace("RANKS", ranks)
+""".replace("RANKS", ranks).replace("LATE", str(late))
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py"]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
