@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,9 @@ def test_the_best_by_a_scalar_comes_first(runs: Path) -> None:
 def test_a_script_is_recorded_with_its_tags(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(JOB)
     for tag in ("first", "second"):  # the job starts again
-        done = stepwatch("run", "-o", tmp_path / "run", "--tag", tag, tmp_path / "train.py")
+        words = ["run", "-o", "run", "--tag", tag, "train.py"]  # in a process that nothing else has trained in
+        command = [sys.executable, "-m", "stepwatch.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert read_labels(tmp_path / "run").tags == ("first", "second")
     assert Trace(tmp_path / "run").counters == {}
