@@ -113,13 +113,6 @@ static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nar
     return result;
 }
 
-static PyObject *type_code(PyObject *module, PyObject *tensor) {
-    int code = readable_type(tensor);
-    if (code == -2) return NULL;
-    if (code < 0) Py_RETURN_NONE;
-    return PyLong_FromLong(code);
-}
-
 static PyObject *silent_units(PyObject *module, PyObject *args) {
     PyObject *output;
     Py_ssize_t units, inner;
@@ -186,7 +179,6 @@ static PyObject *set_up(PyObject *module, PyObject *args) {
 
 static PyMethodDef functions[] = {
     {"set_up", set_up, METH_VARARGS, NULL},
-    {"type_code", type_code, METH_O, NULL},
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, NULL},
     {"silent_units", silent_units, METH_VARARGS, NULL},
     {"class_counts", class_counts, METH_VARARGS, NULL},

@@ -86,7 +86,7 @@ class GradientGuard:
         if left:
             if any(not gradients[index].is_cpu for index in left):
                 return self._look_at_device()
-            names = [name for index, name in enumerate(names) if index not in set(left)]
+            names = [name for index, name in enumerate(names) if index not in left]
             rows = rows[: len(names)]
         return Glance(names, PendingStatistics(lambda: rows))
 

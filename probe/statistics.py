@@ -73,7 +73,7 @@ def unsupported(tensor: torch.Tensor) -> str | None:
         return "it is inside a function transform of torch.func"
     if tensor.dtype not in _DTYPES and not tensor.is_quantized:
         return f"its dtype {tensor.dtype} is not supported"
-    if tensor.layout is torch.strided and not tensor.data_ptr() and tensor.numel():
+    if _is_freed(tensor):
         return "its memory is freed"  # a parameter that is sharded at the moment
     return None
 
@@ -87,12 +87,18 @@ def measure(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
 
     Args:
         tensors: of any dtype, shape and layout for which :func:`unsupported` is None.
+
+    Raises:
+        ValueError: a tensor has entries but no memory.
     """
-    if compiled.readable(tensors):
-        matrix = compiled.measure(tensors)
+    matrix = np.empty((len(tensors), len(STAT_COLUMNS)))
+    _, left = compiled.measure_into(matrix.ctypes.data, tensors)
+    if not left:
         return PendingStatistics(lambda: matrix)
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        return _measure_any(tensors)
+        others = _measure_any([tensors[row] for row in left])
+    places = np.array(left) - np.arange(len(left))  # in the rows of those that were read
+    return PendingStatistics(lambda: np.insert(matrix[: -len(places)], places, others.result(), 0))
 
 
 def _unsupported_type(tensor: torch.Tensor) -> str | None:
@@ -131,6 +137,10 @@ def _measure_any(tensors: Sequence[torch.Tensor]) -> PendingStatistics:
     return PendingStatistics(result)
 
 
+def _is_freed(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.data_ptr() and tensor.numel() > 0
+
+
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return getattr(tensor, "_local_tensor", tensor).detach()
 
@@ -138,6 +148,8 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _stored_entries(tensor: torch.Tensor) -> torch.Tensor:
     """What a tensor holds beside implicit zeros, as a strided tensor."""
     tensor = _local(tensor)
+    if _is_freed(tensor):
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no memory that can be read")
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     if tensor.layout in _SPARSE:

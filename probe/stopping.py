@@ -86,6 +86,7 @@ class Stopper:
         self._run_dir = run_dir
         self._rank = rank
         self._world_size = world_size
+        self._follows = world_size > 1 and rank > 0
         self._style = style
         self._checkpoint = checkpoint
         self._hearing_seconds = hearing_seconds
@@ -118,10 +119,10 @@ class Stopper:
         if request is not None:
             self._request, self._heard_at = request, time.monotonic()
             self._silent = set(range(1, self._world_size))
-            if self._rank and self._world_size > 1:
+            if self._follows:
                 with suppress(OSError):  # rank 0 waits for it no longer than it has patience
                     confirm(self._run_dir, self._rank, request.id)
-        if self._rank and self._world_size > 1:
+        if self._follows:
             self._hear()
         elif self._request is None:
             return
@@ -144,7 +145,7 @@ class Stopper:
 
     def due(self, step: int) -> bool:
         """Whether the job stops now that this many steps are done."""
-        if self._rank and self._request is not None and self._agreement is None:
+        if self._follows and self._request is not None and self._agreement is None:
             self._hear()
         return self._agreement is not None and not self.stopped and step >= self._agreement.step
 

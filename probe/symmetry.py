@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from stepwatch.probe.capture import ModelCapture
+from stepwatch.probe.capture import ModelCapture, Origin
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.store.schema import EQUAL_UNITS_QUANTITY
+from stepwatch.probe.weights import spread_weights
 
 _LAYERS = 32
 _UNITS = 256  # of each layer
@@ -64,25 +66,17 @@ class UnitSymmetry:
             record.add_derived(layer.name, EQUAL_UNITS_QUANTITY, lambda index=index: vectors()[index])  # type: ignore[misc]
 
     def _choose(self) -> list[_Layer]:
-        found: list[_Layer] = []
-        for capture in self._models:
-            parameters = {name: parameter for name, parameter, _ in capture.parameters()}
-            for name, weight, origin in capture.parameters():
-                kind = origin.module_type or ""
-                if not (name.endswith("weight") and weight.dim() > 1 and weight.requires_grad and len(weight) > 1):
-                    continue
-                if "Embedding" in kind or "Transpose" in kind or weight[0].numel() < _FEW:
-                    continue  # the first dimension is not that of units
-                if type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.is_contiguous():
-                    bias = parameters.get(name.removesuffix("weight") + "bias")
-                    found.append(_Layer(name, weight, bias if bias is not None and len(bias) == len(weight) else None))
-        alike = [
-            each
-            for each in found
-            if (each.weight.dtype, each.weight.device) == (found[0].weight.dtype, found[0].weight.device)
-        ]
-        places = sorted({round(at) for at in np.linspace(0, len(alike) - 1, _LAYERS)}) if alike else []
-        return [alike[place] for place in places]
+        def has_units(name: str, weight: nn.Parameter, origin: Origin) -> bool:
+            if "Transpose" in (origin.module_type or ""):
+                return False  # the first dimension is not that of units
+            return name.endswith("weight") and len(weight) > 1 and weight[0].numel() >= _FEW
+
+        parameters = {name: parameter for capture in self._models for name, parameter, _ in capture.parameters()}
+        layers: list[_Layer] = []
+        for name, weight in spread_weights(self._models, _LAYERS, has_units):
+            bias = parameters.get(name.removesuffix("weight") + "bias")
+            layers.append(_Layer(name, weight, bias if bias is not None and len(bias) == len(weight) else None))
+        return layers
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from stepwatch.probe.capture import ModelCapture
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.store.schema import UPDATE_QUANTITY
+from stepwatch.probe.weights import spread_weights
 
 _WEIGHTS = 4
 _ENTRIES = 1024  # of each
@@ -96,23 +97,8 @@ class UpdateSample:
 
     def _choose(self, optimizer: torch.optim.Optimizer) -> list[_Weight]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = [
-            (name, parameter)
-            for capture in self._models
-            for name, parameter, origin in capture.parameters()
-            if id(parameter) in held
-            and parameter.requires_grad
-            and parameter.dim() > 1
-            and parameter.is_floating_point()
-            and type(parameter.data) is torch.Tensor  # of one that is sharded, a part is elsewhere
-            and parameter.is_contiguous()
-            and "Embedding" not in (origin.module_type or "")
-        ]
-        alike = [each for each in found if (each[1].dtype, each[1].device) == (found[0][1].dtype, found[0][1].device)]
-        places = sorted({round(at) for at in np.linspace(0, len(alike) - 1, _WEIGHTS)}) if alike else []
-        return [
-            _Weight(name, weight, _part(weight), weight.data_ptr()) for name, weight in map(alike.__getitem__, places)
-        ]
+        chosen = spread_weights(self._models, _WEIGHTS, lambda name, weight, origin: id(weight) in held)
+        return [_Weight(name, weight, _part(weight), weight.data_ptr()) for name, weight in chosen]
 
 
 def _part(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,14 @@ For tests about what happens while a job runs; what happens when an interpreter 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -53,6 +57,18 @@ def ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: An
             process.join()
 
 
+def stepwatch(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process, a directory and an environment of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "err")
+        process = start(_command, [*map(str, arguments)], cwd or Path.cwd(), {**os.environ, **environment}, out, errors)
+        process.join(timeout=180)
+        process.kill()
+        status = process.exitcode
+        assert status is not None, f"stepwatch {arguments} does not end"
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), errors.read_text())
+
+
 def run_text(code: str) -> None:
     """Run the text of a script."""
     _run(code, [])
@@ -63,6 +79,20 @@ def _as_rank(rank: int, count: int, port: int, folder: Path, function: Callable[
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(*arguments)
+
+
+def _command(arguments: list[str], cwd: Path, environment: dict[str, str], out: Path, errors: Path) -> None:
+    for number, path in ((1, out), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["stepwatch", *arguments]
+    sys.path[0] = ""
+    try:
+        runpy.run_module("stepwatch.cli", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # an interpreter would, multiprocessing does not
 
 
 def _run(code: str, arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from stepwatch.rules.catalogue import configure
 from stepwatch.rules.errors import RuleError
 from stepwatch.rules.service.request import read_request
 from stepwatch.rules.trial import create_trial
+from tests.forked import stepwatch
 from tests.rules.sagemaker_runs import train
-from tests.warm import WarmCommand
 
 SCRIPT = """
 import sys
@@ -72,12 +71,6 @@ REQUEST: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def stepwatch() -> Iterator[WarmCommand]:
-    with WarmCommand() as command:
-        yield command
-
-
 @pytest.fixture
 def job(credentials: str) -> str:
     """A training job that the service knows, with a rule of its own in S3."""
@@ -102,7 +95,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def test_rules_of_a_job_that_the_service_knows(stepwatch: WarmCommand, job: str, tmp_path: Path) -> None:
+def test_rules_of_a_job_that_the_service_knows(job: str, tmp_path: Path) -> None:
     run = train(tmp_path / "run", steps=5)
     done = stepwatch("analyze", run, "--rules", f"sagemaker://{job}", "--json")
     assert done.returncode == 1, done.stderr
@@ -121,7 +114,7 @@ def test_a_job_that_the_service_does_not_know(credentials: str, named: str, said
     assert "\n" not in str(error.value)
 
 
-def test_a_saved_request_records_and_judges(stepwatch: WarmCommand, job: str, tmp_path: Path, script: Path) -> None:
+def test_a_saved_request_records_and_judges(job: str, tmp_path: Path, script: Path) -> None:
     request = tmp_path / "request.json"
     request.write_text(json.dumps(REQUEST))
     done = stepwatch("run", "--request", request, "--out", tmp_path / "run", script, "9")
@@ -149,7 +142,7 @@ def test_a_request_that_cannot_be_used(content: Any, said: str) -> None:
         request_configuration(content)
 
 
-def test_a_file_that_is_no_request(stepwatch: WarmCommand, tmp_path: Path, script: Path) -> None:
+def test_a_file_that_is_no_request(tmp_path: Path, script: Path) -> None:
     path = tmp_path / "request.json"
     for text, said in (("[]", "expected an object"), ("{", "is not JSON")):
         path.write_text(text)
@@ -182,7 +175,7 @@ def container(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_container_configures_a_script_that_knows_nothing(
-    stepwatch: WarmCommand, container: dict[str, str], tmp_path: Path, script: Path
+    container: dict[str, str], tmp_path: Path, script: Path
 ) -> None:
     done = stepwatch("run", script, "9", cwd=tmp_path, **container)
     assert done.returncode == 0 and "trained" in done.stdout, done.stderr
@@ -193,9 +186,7 @@ def test_a_container_configures_a_script_that_knows_nothing(
     assert not (tmp_path / "output" / "failure").exists()
 
 
-def test_a_container_configures_a_script_with_smdebugs_hook(
-    stepwatch: WarmCommand, container: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_container_configures_a_script_with_smdebugs_hook(container: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     hooked = SCRIPT.replace("import torch\n", "import torch\nimport smdebug.pytorch as smd\n", 1)
     script.write_text(
@@ -220,7 +211,7 @@ def test_without_a_configuration_output_goes_where_it_is_collected(
 
 @pytest.mark.parametrize(("on_stop", "status"), [("failure", 1), ("success", 0)])
 def test_a_stop_in_a_container(
-    stepwatch: WarmCommand, container: dict[str, str], tmp_path: Path, script: Path, on_stop: str, status: int
+    container: dict[str, str], tmp_path: Path, script: Path, on_stop: str, status: int
 ) -> None:
     stopping = rule("Stopping", "ExplodingTensor", action_json='{"name": "stoptraining"}')
     (tmp_path / "rules.json").write_text(json.dumps({"DebugRuleConfigurations": [stopping]}))
@@ -240,7 +231,7 @@ def test_a_stop_in_a_container(
 
 
 def test_what_a_stop_makes_of_a_container_is_checked_when_the_hook_is_made(
-    stepwatch: WarmCommand, container: dict[str, str], tmp_path: Path, script: Path
+    container: dict[str, str], tmp_path: Path, script: Path
 ) -> None:
     done = stepwatch("run", script, "3", cwd=tmp_path, **container, STEPWATCH_ON_STOP="maybe")
     assert done.returncode == 2 and "STEPWATCH_ON_STOP is 'maybe'" in done.stderr and "trained" not in done.stdout
