@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from stepwatch.probe.collections import CollectionRegistry
 from stepwatch.probe.governor import Governor
@@ -55,11 +55,10 @@ class StepTracker:
         self._told_interval = 0
         self._finite = True
 
-    def start_at(self, step: int) -> None:
-        """The job resumes with this many optimizer steps done."""
+    def start_at(self, step: int, mode_steps: Mapping[ModeKeys, int] | None = None) -> None:
+        """The job resumes with this many optimizer steps done, as many of each mode of training by default."""
         self.step = step
-        for mode in TRAINING:
-            self._mode_steps[mode] = step
+        self._mode_steps.update(mode_steps or dict.fromkeys(TRAINING, step))
 
     def open(self, mode: ModeKeys) -> OpenRecord:
         """The open record, made now in ``mode`` if there is none."""

@@ -32,6 +32,9 @@ from smdebug.core.utils import *
 from smdebug.core.tfevent.timeline_file_writer import TimelineFileWriter
 from smdebug.core.writer import FileWriter
 from smdebug.profiler import *
+from smdebug.profiler.analysis.utils.merge_timelines import MergedTimeline, MergeUnit
+from smdebug.profiler.analysis.utils.pandas_data_analysis import PandasFrameAnalysis, Resource, StatsBy
+from smdebug.profiler.analysis.utils.profiler_data_to_pandas import PandasFrame
 from smdebug.profiler.system_profiler_file_parser import ProfilerSystemEvent
 from smdebug.profiler.profiler_config_parser import MetricsCategory, ProfilerConfigParser
 from smdebug.profiler.utils import *
@@ -110,6 +113,30 @@ def timeline():
     reader.refresh_event_file_list()
     events = reader.get_events(0, 1 << 60)
     return sorted((e.event_name, e.event_phase, e.start_time, e.duration, str(e.event_args)) for e in events)
+
+def frames(path):
+    frame = PandasFrame(path)
+    return frame, frame.get_all_system_metrics(), frame.get_all_framework_metrics()
+
+def plain(table):
+    table = table.drop(columns="tid", errors="ignore")  # there a hash of the host's name
+    rows = [table.columns, *table.itertuples(index=False)]
+    return [tuple(str(getattr(v, "item", lambda: v)()) for v in row) for row in rows]
+
+def asked(path, method, *args, **options):
+    return plain(getattr(PandasFrameAnalysis(*frames(path)[1:]), method)(*args, **options))
+
+def moments(path, *which):
+    return frames(path)[2]["start_time"].iloc[list(which)].tolist()
+
+def merged(path, *limits, **options):
+    file = MergedTimeline(path, output_directory=D).merge_timeline(*limits, **options)
+    with open(file) as stream:
+        entries = json.load(stream)
+    tracks = {e["pid"]: e["args"]["name"] for e in entries if e["name"] == "process_name"}
+    return os.path.basename(file).split("_")[0], sorted(tracks.values())[:3], [
+        (e["name"], tracks[e["pid"]], e["ph"], e["ts"], e.get("dur"), e.get("args")) for e in entries if e["ph"] == "X"
+    ]
 
 def access():
     file = TSAccessFile(D + "/f/one.txt", "w")
@@ -225,6 +252,7 @@ profiled(StartStep=3, NumSteps=2), profiled(NumSteps=1), profiled(StartTimeInSec
 profiled(StartStep=3, DurationInSeconds=2), profiled(StartStep="x"), profiled(), profiled(StartTimeInSecSinceEpoch=100)
 profiled("Python", StartStep=3, ProfilerName="pyinstrument"), profiled("Python", StartStep=3, cProfileTimer="no")
 profiled("Python", StartStep=3, cProfileTimer="cpu_time"), profiled("Dataloader", StartStep=3, MetricsRegex="No")
+profiled(StartStep=0), profiled(StartStep="0", NumSteps=2), profiled(StartStep=0, DurationInSeconds=9)
 profiled("Dataloader", StartStep=3, MetricsRegex="*"), profiled("SMDataparallel", NumSteps=3)
 timeline()
 str2bool("yes"), str2bool(False), us_since_epoch_to_human_readable_time(1590461127873222)
@@ -251,6 +279,24 @@ sorted((e.event_name, e.start_time, e.end_time) for e in timeline.get_events(fir
 sorted((e.node_id, e.event_phase, e.phase, e.duration, e.file_type) for e in timeline.get_events(first, first + 10**6))
 len(timeline.get_events_by_step(3, 5)), len(timeline.get_events(first, last))
 timeline.get_timestamp_of_first_available_file(), timeline.get_timestamp_of_latest_available_file()
+merged(folder, first, first + 3 * 10**6)
+merged(folder, 4, 7, unit=MergeUnit.STEP)
+merged(folder, 4, 7, unit="step")
+[e.start_time for e in timeline.get_events_by_step(30, 90)]
+[plain(table) for table in frames(folder)[1:]]
+[plain(table) for table in frames(folder)[0].get_profiler_data_by_step(3, 5)]
+plain(frames(folder)[0].get_all_dataloader_metrics(["Step", "ne.t"]))
+frames(folder)[0].get_framework_metrics_by_timesteps(moments(folder, 5, 12, 31))
+frames(folder)[0].get_framework_metrics_by_begin_and_end_timesteps(moments(folder, 1, 9), moments(folder, 6, 17))
+asked(folder, "get_step_statistics"), asked(folder, "get_step_statistics", by=StatsBy.PROCESS)
+asked(folder, "get_step_statistics", StatsBy.FRAMEWORK_METRICS)
+PandasFrameAnalysis(*frames(folder)[1:]).get_step_statistics(by="training_phase")
+asked(folder, "get_utilization_stats"), asked(folder, "get_utilization_stats", resource=Resource.GPU)
+asked(folder, "get_utilization_stats", by=StatsBy.TRAINING_PHASE, phase="Step:ModeKeys.TRAIN")
+asked(folder, "get_training_phase_intervals"), asked(folder, "get_training_phase_intervals", ["Step:ModeKeys.TRAIN"])
+asked(folder, "get_device_usage_stats"), asked(folder, "get_device_usage_stats", Resource.CPU, [(0, 95), (95, 100)])
+plain(PandasFrameAnalysis(*frames(folder)[1:]).get_device_usage_stats(utilization_ranges=[]))
+PandasFrameAnalysis(*frames(folder)[1:]).get_job_statistics()["initialization"]
 """
 
 
@@ -262,6 +308,7 @@ def main() -> None:
         names.update(
             system=names["LocalSystemMetricsReader"](sys.argv[1]),
             timeline=names["LocalAlgorithmMetricsReader"](sys.argv[1]),
+            folder=sys.argv[1],
             first=int(sys.argv[2]),
             last=int(sys.argv[3]),
         )

@@ -21,6 +21,7 @@ from stepwatch.probe.capture import ModelCapture, Origin, flatten
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.observer import guarded
 from stepwatch.probe.recorder import OpenRecord
+from stepwatch.probe.smdebug import state_store
 from stepwatch.probe.smdebug.collection import SCALAR_COLLECTIONS, CollectionManager
 from stepwatch.probe.smdebug.configuration import ReductionConfig, SaveConfig
 from stepwatch.probe.smdebug.errors import InvalidCollectionConfiguration
@@ -73,6 +74,9 @@ class Engine(hook.Hook):
         self._seen: set[str] = set()
         self._found: set[str] = set()
         self.mode_steps: dict[ModeKeys, int] = {}
+        self._states = state_store.StateStore()
+        self._resumed = self._states.get_last_saved_state()
+        self._last_saved: int | None = None
         self._default_schedule = save_config
         super().__init__(
             out_dir,
@@ -138,6 +142,8 @@ class Engine(hook.Hook):
         if not self._prepared:
             self._prepared = True
             self._prepare()
+        if self._states.enabled and self.rank == 0 and self.mode_steps:
+            self._note_state()
         super()._begin_forward(module, args, kwargs)
         record = self._steps.record
         if record is not None:
@@ -155,6 +161,26 @@ class Engine(hook.Hook):
         if self._phases:
             self._phases.forward_ended()
         self._flush_tensors()
+
+    def _start(self) -> None:
+        super()._start()
+        if self._resumed:
+            begun = state_store.mode_steps_of(self._resumed)
+            latest = self._resumed[state_store.SEEN]
+            self._steps.start_at(latest + 1, {mode: begun.get(mode, latest) + 1 for mode in ModeKeys})
+
+    def _first_step(self) -> int:
+        return self._resumed[state_store.SEEN] + 1 if self._resumed else super()._first_step()
+
+    def _note_state(self) -> None:
+        """Write down where the job stood, if it has written a checkpoint since the last step."""
+        if self._states.is_checkpoint_updated():
+            run = 1 + self._resumed[state_store.RUN] if self._resumed else 0
+            record = self._steps.record
+            saved = record.step if record is not None and record.due else self._last_saved
+            steps = {mode.name: step for mode, step in self.mode_steps.items()}
+            state = {state_store.RUN: run, state_store.SAVED: saved, state_store.MODE_STEPS: steps}
+            self._states.update_state({**state, state_store.SEEN: self.mode_steps[ModeKeys.GLOBAL]})
 
     def _see_gradient(self, name: str, origin: Origin, gradient: torch.Tensor) -> None:
         if not torch.compiler.is_compiling():
@@ -204,6 +230,7 @@ class Engine(hook.Hook):
             for name, value in self._waiting_scalars.items():
                 self._tensors.see_whole(record, name, torch.tensor([value], dtype=torch.float64), None)
             self._waiting_scalars.clear()
+        self._last_saved = record.step if record.due else self._last_saved
         super()._submit(record)
 
     # -- collections ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from stepwatch.probe.smdebug.errors import (
     SMDebugTypeError,
     SMDebugValueError,
 )
+from stepwatch.probe.smdebug.horovod import HvdTraceFileRotation
 from stepwatch.probe.smdebug.json_config import DEFAULT_OUT_DIR, hook_arguments
 from stepwatch.probe.smdebug.phases import StepPhases
 from stepwatch.probe.smdebug.profiler_config import get_profiler_config_parser
@@ -96,6 +97,7 @@ class Hook:
         self.profiler_config_parser = get_profiler_config_parser(PYTORCH)
         enabled = self.profiler_config_parser.profiling_enabled
         self.timeline_writer = TimelineFileWriter(self.profiler_config_parser) if enabled else None
+        self.hvd_reader = HvdTraceFileRotation(self.profiler_config_parser)
         self._engine: Engine | None = None
         if not dry_run:
             self._engine = Engine(
@@ -215,6 +217,7 @@ class Hook:
             self._engine.close()
         if self.timeline_writer:
             self.timeline_writer.close()
+        self.hvd_reader.close()
 
     def flush(self) -> None:
         """Write out every step that has ended, so that a trial of the run finds them at once, as in smdebug."""

@@ -88,12 +88,12 @@ class ProfileRange:
         self.reset_profile_range()
 
     def has_step_range(self) -> bool:
-        """Whether steps are said."""
-        return self.start_step is not None or self.num_steps is not None
+        """Whether steps are said; a ``StartStep`` of 0 on its own says none, as in smdebug."""
+        return bool(self.start_step or self.num_steps)
 
     def has_time_range(self) -> bool:
-        """Whether a time is said."""
-        return self.start_time_in_sec is not None or self.duration_in_sec is not None
+        """Whether a time is said, other than 0."""
+        return bool(self.start_time_in_sec or self.duration_in_sec)
 
     def reset_profile_range(self) -> None:
         """Forget both."""

@@ -129,6 +129,12 @@ MODULES: dict[str, dict[str, str]] = {
         f"{_CORE}.index_files": "ReadIndexFilesCache",
         _CONSTANTS: "MISSING_EVENT_FILE_RETRY_LIMIT MISSING_EVENT_FILE_RETRY_LIMIT_KEY",
     },
+    "smdebug.core.state_store": {
+        "stepwatch.probe.smdebug.state_store": "StateStore",
+        _CONSTANTS: "CHECKPOINT_CONFIG_FILE_PATH_ENV_VAR CHECKPOINT_DIR_KEY DEFAULT_CHECKPOINT_CONFIG_FILE"
+        " LATEST_GLOBAL_STEP_SAVED LATEST_GLOBAL_STEP_SEEN LATEST_MODE_STEP METADATA_FILENAME"
+        " METADATA_FILENAME_S3_UPLOADED TRAINING_RUN",
+    },
     "smdebug.core.writer": {_WRITING: "FileWriter"},
     "smdebug.core.collection": {
         _COLLECTIONS: "Collection CollectionKeys SCALAR_COLLECTIONS",
@@ -160,6 +166,11 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "smdebug.profiler.algorithm_metrics_reader": {
         _READING: "AlgorithmMetricsReader LocalAlgorithmMetricsReader S3AlgorithmMetricsReader",
+    },
+    "smdebug.profiler.hvd_trace_file_rotation": {
+        "stepwatch.probe.smdebug.horovod": "HvdTraceFileRotation",
+        _TIMELINE: "TimelineFileWriter",
+        _PLACES: "CONVERT_TO_MICROSECS HOROVODTIMELINE_SUFFIX",
     },
     "smdebug.profiler.metrics_reader_base": {_READING: "MetricsReaderBase"},
     "smdebug.profiler.system_metrics_reader": {
@@ -232,6 +243,15 @@ MODULES: dict[str, dict[str, str]] = {
         _PYTHON: "PythonProfileModes StepPhase",
     },
     "smdebug.profiler.analysis.utils.profiler_data_to_pandas": {_FRAMES: "PandasFrame"},
+    "smdebug.profiler.analysis.utils.pandas_data_analysis": {
+        "stepwatch.rules.smdebug.frame_analysis": "JobStats PandasFrameAnalysis Resource StatsBy",
+    },
+    "smdebug.profiler.analysis.utils.pytorch_dataloader_analysis": {
+        "stepwatch.rules.smdebug.loader_analysis": "PT_dataloader_analysis",
+    },
+    "smdebug.profiler.analysis.utils.merge_timelines": {
+        "stepwatch.rules.smdebug.merged_timeline": "MergedTimeline MergeUnit",
+    },
     "smdebug.pytorch": {**_CONFIGURATION, _TRIALS: "create_trial"},
     "smdebug.pytorch.hook": {
         _COLLECTIONS: "CollectionKeys CollectionManager",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic
 
+from stepwatch.probe.smdebug.places import PYTHONTIMELINE_SUFFIX
 from stepwatch.probe.store.remote import is_url, local_copy, refresh
 from stepwatch.probe.store.smdebug.profiler import (
     ProfilerFile,
@@ -138,10 +139,23 @@ class LocalAlgorithmMetricsReader(MetricsReaderBase[TraceEvent]):
         event_type: str | None = None,
         file_suffix_filter: Sequence[str] | None = None,
     ) -> list[TraceEvent]:
-        """Events of the steps in [start_step, end_step), counted within their mode."""
-        every = self.get_events(0, 1 << 60, event_type=event_type, file_suffix_filter=file_suffix_filter)
-        numbers = ((event, str((event.event_args or {}).get("step_num", ""))) for event in every)
-        return [event for event, text in numbers if text.isdigit() and start_step <= int(text) < end_step]
+        """Events that were under way from the start of a step to that of ``end_step``, none where either is missing."""
+        first, last = self.time_of_steps(start_step, end_step)
+        return self.get_events(first, last, event_type=event_type, file_suffix_filter=file_suffix_filter)
+
+    def time_of_steps(self, start_step: int, end_step: int) -> tuple[int, int]:
+        """Microseconds from the start of a step until just before that of another, by timelines of Python.
+
+        Steps are counted within their modes; (0, 0) where there is no such step.
+        """
+        began: dict[int, int] = {}
+        for event in self.get_events(0, 1 << 60, file_suffix_filter=[PYTHONTIMELINE_SUFFIX]):
+            number = str((event.event_args or {}).get("step_num", ""))
+            if number.isdecimal():
+                began[int(number)] = min(began.get(int(number), event.start_time), event.start_time)
+        if start_step not in began or end_step not in began:
+            return 0, 0
+        return began[start_step], began[end_step] - 1
 
 
 class S3SystemMetricsReader(LocalSystemMetricsReader):

@@ -23,6 +23,7 @@ from stepwatch.rules.smdebug.core.access import ListRequest, S3Handler
 from stepwatch.rules.smdebug.core.utils import is_s3
 
 _TIMELINE = re.compile(r"framework/pevents/\d{10}/(\d{16})_([^_/]+)_[a-z_]*timeline\.json$")
+_SAGEMAKER_NODE = re.compile(r"(.*)-(algo.*)")  # the host comes first in events, so that they are sorted by it
 _METADATA = re.compile(r"([^_]+)_(\d+)_(\d+)\.metadata")
 _SYSTEM = re.compile(r"system/(?:[^/]+/)*(\d{10})\.(algo-\d+)\.json$")
 
@@ -179,7 +180,7 @@ class TraceEvent:
     @classmethod
     def of(cls, event: TimelineEvent, file_type: str) -> TraceEvent:
         """From an event of a timeline."""
-        process, _, host = event.node.partition("-")
+        sagemaker = _SAGEMAKER_NODE.fullmatch(event.node)
         number = event.args.get("pid", 0)
         return cls(
             int(event.start_us),
@@ -188,7 +189,7 @@ class TraceEvent:
             event.track,
             event.thread,
             dict(event.args) or None,
-            f"{host}-{process}",
+            f"{sagemaker[2]}-{sagemaker[1]}" if sagemaker else event.node,
             event.kind,
             file_type,
             event.phase,
@@ -199,7 +200,12 @@ class TraceEvent:
     def to_json(self) -> str:
         """As timelines have it."""
         entry = {"name": self.event_name, "pid": self.pid, "tid": self.tid, "ph": self.phase, "ts": self.start_time}
-        return json.dumps({**entry, "dur": self.duration, "args": self.event_args})
+        args = dict(self.event_args or {})
+        if self.phase == "i" and args:
+            entry["s"] = args.pop("s", "t")
+        elif self.phase == "X":
+            entry["dur"] = self.duration
+        return json.dumps({**entry, **({"args": args} if args else {})})
 
 
 E = TypeVar("E", ProfilerSystemEvent, TraceEvent)

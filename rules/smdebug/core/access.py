@@ -165,6 +165,13 @@ class DeleteRequest:
         self.Bucket, self.Prefix = Bucket, Prefix
 
 
+def write_file(path: str, content: bytes) -> None:
+    """Write a file, or an object at ``s3://bucket/key``, whole."""
+    there, bucket, key = is_s3(path)
+    with TSAccessS3(str(bucket), str(key)) if there else TSAccessFile(path, "wb") as file:
+        file.write(content)
+
+
 class S3Handler:
     """Lists, reads and removes objects."""
 

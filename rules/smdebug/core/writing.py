@@ -15,14 +15,14 @@ from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug.errors import SMDebugNotImplementedError, SMDebugRuntimeError, SMDebugValueError
 from stepwatch.probe.store.smdebug.event import Event, decode_with_mode, encode
 from stepwatch.probe.store.smdebug.wire import records
-from stepwatch.rules.smdebug.core.access import TSAccessFile, TSAccessS3
+from stepwatch.rules.smdebug.core.access import write_file
 from stepwatch.rules.smdebug.core.locations import (
     IndexFileLocationUtils,
     TensorFileLocation,
     TensorLocation,
     TensorShape,
 )
-from stepwatch.rules.smdebug.core.utils import get_relative_event_file_path, is_s3, make_numpy_array
+from stepwatch.rules.smdebug.core.utils import get_relative_event_file_path, make_numpy_array
 
 
 class FileWriter:
@@ -117,7 +117,7 @@ class FileWriter:
             return
         self._closed = True
         if self._records:
-            _write(self._events, b"".join(self._records))
+            write_file(self._events, b"".join(self._records))
         if not self._tensors and not self._shapes:
             return
         first = (self._tensors or self._shapes)[0]
@@ -130,7 +130,7 @@ class FileWriter:
             "shape_payload": [each.to_dict() for each in self._shapes],
         }
         place = IndexFileLocationUtils.get_index_key_for_step(self.trial_dir, self.step, self.worker)
-        _write(place, json.dumps(index).encode())
+        write_file(place, json.dumps(index).encode())
 
     def __enter__(self) -> FileWriter:
         return self
@@ -167,9 +167,3 @@ class FileReader:
             yield event.name, event.step, event.value, ModeKeys[mode], mode_step
 
     read_events = read_tensors
-
-
-def _write(path: str, content: bytes) -> None:
-    there, bucket, key = is_s3(path)
-    with TSAccessS3(str(bucket), str(key)) if there else TSAccessFile(path, "wb") as file:
-        file.write(content)
