@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import keyword
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
@@ -66,15 +65,8 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-def _version() -> str:
-    try:
-        return version("stepwatch")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 @click.group(cls=_LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name="stepwatch")
+@click.version_option(package_name="stepwatch", prog_name="stepwatch")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Debug and profile training jobs: record cheaply, judge rightly, stop safely.

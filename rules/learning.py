@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stepwatch.probe.store.reader import Trace
-from stepwatch.rules.recommended.series import (
+from stepwatch.rules.series import (
     EvalCurve,
     LabelCounts,
     TrainingLoss,

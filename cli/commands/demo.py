@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stepwatch.cli import errors
+from stepwatch.cli.demo.faults import FAULTS
 
 
 @click.command("demo")
@@ -26,13 +27,13 @@ def command(fault: str, list_them: bool, out: Path) -> None:
 
     Real training on scikit-learn's handwritten digits; nothing is downloaded.
     """
-    with errors.extra("demo", "the demonstration"):
-        from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
-        from stepwatch.cli.demo.show import run_demo
     if list_them:
-        for scenario in FAULTS:
-            click.echo(f"{scenario.name:12} {scenario.mistake}")
+        for each in FAULTS:
+            click.echo(f"{each.name:12} {each.mistake}")
         return
-    if fault not in SCENARIOS or fault == "healthy":
-        errors.fail(f"unknown fault {fault!r}; expected one of {', '.join(s.name for s in FAULTS)}")
-    raise SystemExit(run_demo(SCENARIOS[fault], out))
+    chosen = next((each for each in FAULTS if each.name == fault), None)
+    if chosen is None:
+        errors.fail(f"unknown fault {fault!r}; expected one of {', '.join(each.name for each in FAULTS)}")
+    with errors.extra("demo", "the demonstration"):
+        from stepwatch.cli.demo.show import run_demo
+    raise SystemExit(run_demo(chosen, out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     """Summarise a run: how it went and ended, losses, tensors, what was found."""
     from rich.text import Text
 
+    from stepwatch.cli.lean import without_pandas
     from stepwatch.cli.render import console, labels_line, print_hook_cost, print_json, print_reservations, sparkline
     from stepwatch.cli.summary import summarise
     from stepwatch.probe.store.labels import Labels
@@ -34,7 +36,8 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     except re.error as error:
         errors.fail(f"--tensors {tensors!r} is not a regular expression: {error}")
     errors.print_warnings_with_the_result()
-    summary = summarise(Trace(run), pattern, with_profile=as_json)
+    with nullcontext() if as_json else without_pandas():
+        summary = summarise(Trace(run), pattern, with_profile=as_json)
     if as_json:
         print_json(summary)
         return

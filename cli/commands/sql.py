@@ -8,18 +8,12 @@ from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING
 
 import click
 
 from stepwatch.cli import errors
 from stepwatch.cli.progress import busy
 from stepwatch.cli.runs import RUN_PATH
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_SHOWN_ROWS = 1000
 
 
 @click.command("sql")
@@ -36,6 +30,7 @@ def command(query: str, runs: tuple[Path, ...], as_json: bool, as_csv: bool) -> 
     can read nothing else and change nothing.
     """
     from stepwatch.cli.render import print_json
+    from stepwatch.cli.row_table import print_table
     from stepwatch.rules.sql import Database
 
     if as_json and as_csv:
@@ -52,34 +47,9 @@ def command(query: str, runs: tuple[Path, ...], as_json: bool, as_csv: bool) -> 
         for batch in rows.to_batches():
             writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
     else:
-        _print_table(rows)
+        print_table(rows)
     for warning in database.warnings:
         click.echo(f"stepwatch: {warning}", err=True)
-
-
-def _print_table(rows: pa.Table) -> None:
-    import pyarrow as pa
-    from rich.table import Table
-    from rich.text import Text
-
-    from stepwatch.cli.render import console
-
-    table = Table(box=None, pad_edge=False)
-    for field in rows.schema:
-        number = any(is_it(field.type) for is_it in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
-        table.add_column(Text(field.name), justify="right" if number else "left", overflow="fold")
-    for row in rows.slice(0, _SHOWN_ROWS).to_pylist():
-        table.add_row(*(Text(_spell(value)) for value in row.values()))
-    out = console()
-    out.print(table)
-    if rows.num_rows > _SHOWN_ROWS:
-        out.print(f"... and {rows.num_rows - _SHOWN_ROWS} more rows; --csv prints all", style="dim")
-
-
-def _spell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: object) -> object:

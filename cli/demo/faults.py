@@ -1,178 +1,38 @@
-"""The mistakes that the demonstration makes: each a real training run on real images, none scripted."""
+"""The mistakes that the demonstration makes. They are named here without torch, which takes seconds to import."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import torch
-from torch import nn
-from torch.nn import functional
-
-from stepwatch.cli.demo.digits import Digits, few_labels_wrong, mostly_one_class, shuffled_labels
-
-
-class Net(nn.Module):
-    """A small convolutional classifier of 8 x 8 images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.relu2 = nn.ReLU()
-        self.pool = nn.MaxPool2d(2)
-        self.fc1 = nn.Linear(32 * 4 * 4, 64)
-        self.relu3 = nn.ReLU()
-        self.fc2 = nn.Linear(64, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[batch, 1, 8, 8] images -> [batch, 10] logits."""
-        hidden = self.relu2(self.conv2(self.relu1(self.conv1(images))))
-        hidden = self.relu3(self.fc1(self.pool(hidden).flatten(1)))
-        logits: torch.Tensor = self.fc2(hidden)
-        return logits
-
-
-class HandWrittenCrossEntropy(nn.Module):
-    """Cross-entropy as people write it from the formula: the logarithm of a softmax that underflows."""
-
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[batch, 10] logits and [batch] labels -> mean loss."""
-        probabilities = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
-        one_hot = functional.one_hot(labels, logits.shape[1])
-        return -(one_hot * probabilities.log()).sum(dim=1).mean()
-
-
-def plain_net() -> nn.Module:
-    """The network as it should be."""
-    return Net()
-
-
-def deep_sigmoid_net() -> nn.Module:
-    """Ten sigmoid layers: the derivative of each is at most 1/4."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    widths = [64] + [64] * 10
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.Sigmoid()]
-    return nn.Sequential(*layers, nn.Linear(64, 10))
-
-
-def net_with_dead_units() -> nn.Module:
-    """A bias initialised far below zero: no input brings the units of one layer above it again."""
-    net = Net()
-    nn.init.constant_(net.fc1.bias, -20.0)
-    return net
-
-
-def wide_net() -> nn.Module:
-    """More capacity than a handful of images can fill."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)
-    )
-
-
-def linear_net() -> nn.Module:
-    """Softmax regression."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """Adam with the rate that most people begin with."""
-    return torch.optim.Adam(model.parameters(), lr=1e-3)
-
-
-def sgd(rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """Makes SGD with this rate."""
-    return lambda model: torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """One training run.
+class Fault:
+    """What is wrong with a training run.
 
     Attributes:
         name: what ``stepwatch demo NAME`` takes.
         mistake: what is wrong with it, in one line.
         found_by: the rules of which at least one must find it; empty for a healthy run.
-        data: changes the data.
-        model, optimizer, loss: make the parts.
-        batch_size, epochs: of the training.
     """
 
     name: str
     mistake: str
     found_by: tuple[str, ...] = ()
-    data: Callable[[Digits], Digits] = field(default=lambda digits: digits)
-    model: Callable[[], nn.Module] = plain_net
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam
-    loss: Callable[[], nn.Module] = nn.CrossEntropyLoss
-    batch_size: int = 64
-    epochs: int = 25
 
 
-HEALTHY = Scenario("healthy", "nothing: the learning rate is 0.001, with Adam")
+HEALTHY = Fault("healthy", "nothing: the learning rate is 0.001, with Adam")
 
-FAULTS: tuple[Scenario, ...] = (
-    Scenario(
-        "exploding",
-        "the learning rate is 10 instead of 0.01, with SGD",
-        ("ExplodingTensor", "DivergingLoss"),
-        optimizer=sgd(10.0),
-    ),
-    Scenario(
-        "vanishing",
-        "ten sigmoid layers, so that almost no gradient reaches the first ones",
-        ("VanishingGradient",),
-        model=deep_sigmoid_net,
-        optimizer=sgd(0.01),
-    ),
-    Scenario(
-        "nan",
-        "the loss is written by hand, and its logarithm meets a probability of zero",
-        ("ExplodingTensor",),
-        optimizer=sgd(0.05),
-        loss=HandWrittenCrossEntropy,
-        data=lambda digits: digits.scaled(255.0),
-    ),
-    Scenario(
-        "dead-relu",
-        "a bias far below zero silences every unit of a layer",
-        ("DeadRelu",),
-        model=net_with_dead_units,
-        optimizer=sgd(0.01),
-    ),
-    Scenario(
-        "overfit",
-        "a wide network and 120 training images, a fifth of them with a wrong label",
-        ("Overfit",),
-        data=few_labels_wrong,
-        model=wide_net,
-        batch_size=20,
-        epochs=80,
-    ),
-    Scenario(
+FAULTS: tuple[Fault, ...] = (
+    Fault("exploding", "the learning rate is 10 instead of 0.01, with SGD", ("ExplodingTensor", "DivergingLoss")),
+    Fault("vanishing", "ten sigmoid layers, so that almost no gradient reaches the first ones", ("VanishingGradient",)),
+    Fault("nan", "the loss is written by hand, and its logarithm meets a probability of zero", ("ExplodingTensor",)),
+    Fault("dead-relu", "a bias far below zero silences every unit of a layer", ("DeadRelu",)),
+    Fault("overfit", "a wide network and 120 training images, a fifth of them with a wrong label", ("Overfit",)),
+    Fault(
         "oscillating",
         "the learning rate is 5 instead of 0.05: too high to settle, too low to diverge",
         ("OscillatingLoss",),
-        model=linear_net,
-        optimizer=sgd(5.0, momentum=0.0, weight_decay=0.05),
     ),
-    Scenario(
-        "stalled",
-        "the labels were shuffled and no longer belong to their images",
-        ("StalledLoss",),
-        data=shuffled_labels,
-        optimizer=sgd(0.01),
-    ),
-    Scenario(
-        "imbalance",
-        "one class makes up nearly all of the training images",
-        ("ClassImbalance",),
-        data=mostly_one_class,
-        optimizer=sgd(0.01, momentum=0.0),
-    ),
+    Fault("stalled", "the labels were shuffled and no longer belong to their images", ("StalledLoss",)),
+    Fault("imbalance", "one class makes up nearly all of the training images", ("ClassImbalance",)),
 )
-
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (HEALTHY, *FAULTS)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stepwatch.cli.demo.digits import Digits
-from stepwatch.cli.demo.faults import SCENARIOS, Scenario
+from stepwatch.cli.demo.scenarios import SCENARIOS, Scenario
 from stepwatch.probe import Hook, SaveConfig, TrainingStopped
 
 

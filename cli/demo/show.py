@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from stepwatch.cli.demo.faults import HEALTHY, Scenario
+from stepwatch.cli.demo.faults import HEALTHY, Fault
 from stepwatch.cli.demo.job import planned_steps
+from stepwatch.cli.demo.scenarios import SCENARIOS
 from stepwatch.cli.errors import ISSUES_FOUND, NOTHING_FOUND, RULE_FAILED
 from stepwatch.cli.render import console, sparkline, story_block
 from stepwatch.cli.report.page import write_report
@@ -36,7 +37,7 @@ _PANEL_WIDTH = 56
 class _Job:
     """A training process and what its trace shows so far."""
 
-    scenario: Scenario
+    fault: Fault
     run_dir: Path
     planned: int
     process: subprocess.Popen[bytes]
@@ -59,13 +60,13 @@ class _Job:
         self.state = state_of(trace) if self.process.poll() is not None else "training"
 
 
-def run_demo(fault: Scenario, out: Path) -> int:
+def run_demo(fault: Fault, out: Path) -> int:
     """Train both, show them, explain what was found; the exit status says whether it came out as announced."""
     screen = console()
     screen.print(Text("Two real training runs on 1,797 images of handwritten digits, side by side.", "bold"))
     screen.print(f"  healthy   {HEALTHY.mistake}", markup=False)
     screen.print(f"  {fault.name:<9} {fault.mistake}\n", markup=False)
-    jobs = [_start(scenario, out / scenario.name) for scenario in (HEALTHY, fault)]
+    jobs = [_start(each, out / each.name) for each in (HEALTHY, fault)]
     try:
         _follow(screen, jobs)
     except BaseException:
@@ -76,20 +77,20 @@ def run_demo(fault: Scenario, out: Path) -> int:
     for job in jobs:
         if job.process.returncode != 0:
             errors = (job.run_dir / "output.log").read_text(errors="replace").strip().splitlines()[-1:]
-            screen.print(Text(f"the {job.scenario.name} job failed: {' '.join(errors)}", "red"))
+            screen.print(Text(f"the {job.fault.name} job failed: {' '.join(errors)}", "red"))
             return RULE_FAILED
         as_announced &= _explain(screen, job)
     return NOTHING_FOUND if as_announced else ISSUES_FOUND
 
 
-def _start(scenario: Scenario, run_dir: Path) -> _Job:
+def _start(fault: Fault, run_dir: Path) -> _Job:
     if (run_dir / "run.json").exists():
         shutil.rmtree(run_dir)  # of an earlier demonstration
     run_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "stepwatch.cli.demo.job", scenario.name, str(run_dir)]
+    command = [sys.executable, "-m", "stepwatch.cli.demo.job", fault.name, str(run_dir)]
     with (run_dir / "output.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    return _Job(scenario, run_dir, planned_steps(scenario), process)
+    return _Job(fault, run_dir, planned_steps(SCENARIOS[fault.name]), process)
 
 
 def _follow(screen: Console, jobs: list[_Job]) -> None:
@@ -125,7 +126,7 @@ def _panel(job: _Job, width: int) -> Panel:
         Text(job.state if len(job.state) < width - 4 else job.state[: width - 7] + "...", "dim"),
         Text("found: " + ", ".join(job.found), "bold red") if job.found else Text("nothing found", "green"),
     ]
-    return Panel(Group(*lines), title=job.scenario.name, width=width, title_align="left")
+    return Panel(Group(*lines), title=job.fault.name, width=width, title_align="left")
 
 
 def _explain(screen: Console, job: _Job) -> bool:
@@ -134,13 +135,13 @@ def _explain(screen: Console, job: _Job) -> bool:
     analysis = analyze(trace, configure(None))
     report = write_report(trace, job.run_dir / "report.html", configure(None))
     screen.print()
-    screen.print(Text(f"{job.scenario.name}: {job.scenario.mistake}", "bold"))
+    screen.print(Text(f"{job.fault.name}: {job.fault.mistake}", "bold"))
     screen.print(_outcome(job, trace, analysis), markup=False)
     for story in diagnose(analysis.findings):
         screen.print(story_block(story))
     screen.print(f"  trace  {job.run_dir}\n  report {report}", markup=False)
     found = {finding.rule for finding in analysis.findings}
-    expected = job.scenario.found_by
+    expected = job.fault.found_by
     return bool(found & set(expected)) if expected else not found
 
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepwatch.probe.store.discovery import is_run
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.layout import LABELS_FILE, write_json
 from stepwatch.probe.store.rankfile import read_json
@@ -94,6 +93,8 @@ def baseline_of(folder: Path) -> Path | None:
         return None
     if not isinstance(name, str) or Path(name).name != name:
         return None
+    from stepwatch.probe.store.discovery import is_run
+
     return folder / name if is_run(folder / name) else None
 
 

@@ -12,13 +12,14 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepwatch.probe.store.errors import TraceError
-from stepwatch.probe.store.kineto.parsing import read_kineto
-from stepwatch.probe.store.kineto.summary import Summary, summarise
 from stepwatch.probe.store.layout import write_json
 from stepwatch.probe.store.rankfile import read_json
+
+if TYPE_CHECKING:
+    from stepwatch.probe.store.kineto.summary import Summary
 
 log = logging.getLogger("stepwatch")
 
@@ -83,6 +84,9 @@ class Profile:
         Raises:
             TraceError: the trace cannot be read.
         """
+        from stepwatch.probe.store.kineto.parsing import read_kineto
+        from stepwatch.probe.store.kineto.summary import Summary, summarise
+
         try:
             content = read_json(self._file("summary.json"))
             if content.pop("version", None) == _SUMMARY_VERSION:

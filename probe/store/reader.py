@@ -12,7 +12,6 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,9 +25,8 @@ from stepwatch.probe.store.layout import end_file, list_parts, node_folder, rank
 from stepwatch.probe.store.rankfile import RankFiles, read_json
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.runinfo import EndInfo, read_run_info
-from stepwatch.probe.store.schema import STAT_COLUMNS, STEP_TABLES, TABLES
-from stepwatch.probe.store.shards import combine
-from stepwatch.probe.store.smdebug.profiler import is_importable
+from stepwatch.probe.store.schema import STEP_TABLES, TABLES
+from stepwatch.probe.store.shards import joined
 
 log = logging.getLogger("stepwatch")
 
@@ -56,11 +54,13 @@ class Trace:
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.source = self.path = Path(run_dir)
         self._grow: Callable[[Path], None] = remote.refresh
-        if not (self.path / "run.json").exists() and is_importable(self.path):
+        if not (self.path / "run.json").exists():
             from stepwatch.probe.store.smdebug import converted
+            from stepwatch.probe.store.smdebug.profiler import is_importable
 
-            self.path = converted.converted(self.path.resolve())
-            self._grow = converted.refresh
+            if is_importable(self.path):
+                self.path = converted.converted(self.path.resolve())
+                self._grow = converted.refresh
         self.info = read_run_info(self.path)
         self.warnings: list[str] = []
         self._refreshed = time.monotonic()
@@ -219,18 +219,10 @@ class Trace:
         """
         rows = self.table("stats", steps=steps, modes=modes, names=names)
         shards = {name: info.shards for name, info in self.tensors().items() if info.shards}
-        sharded = pc.is_in(rows["name"], pa.array(list(shards), pa.string()))
-        parts = rows.filter(sharded).to_pandas()
-        parts = parts.loc[[rank in shards[name] for rank, name in zip(parts["rank"], parts["name"], strict=True)]]
-        parts = parts.sort_values(["name", "mode", "step", "rank"], kind="stable", ignore_index=True)
-        key = parts[["name", "mode", "step"]]
-        starts = np.flatnonzero((key != key.shift()).any(axis=1))
-        if len(starts):
-            whole = parts.iloc[starts].copy()
-            whole[list(STAT_COLUMNS)] = combine(parts[list(STAT_COLUMNS)].to_numpy(np.float64), starts)
-            complete = np.diff([*starts, len(parts)]) == [len(shards[name]) for name in whole["name"]]
-            combined = pa.Table.from_pandas(whole[complete], schema=rows.schema, preserve_index=False)
-            rows = pa.concat_tables([rows.filter(pc.invert(sharded)), combined])
+        if shards:
+            sharded = pc.is_in(rows["name"], pa.array(list(shards), pa.string()))
+            whole = joined(rows.filter(sharded), shards)
+            rows = pa.concat_tables([rows.filter(pc.invert(sharded)), whole])
         return rows.sort_by([("name", "ascending"), ("mode", "ascending"), ("step", "ascending")])
 
     def system(self, *, since_ns: int | None = None, metrics: Sequence[str] | None = None) -> pa.Table:

@@ -6,7 +6,10 @@ slowest, and could hang where one rank leaves it out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import STAT_COLUMNS
@@ -48,3 +51,22 @@ def combine(rows: Matrix, starts: NDArray[np.int64]) -> Matrix:
         "abs_max": np.fmax.reduceat(largest, starts),
     }  # fmt: skip
     return np.stack([columns[name] for name in STAT_COLUMNS], 1)
+
+
+def joined(rows: pa.Table, shards: Mapping[str, Sequence[int]]) -> pa.Table:
+    """Rows of ``stats`` of tensors that several ranks hold parts of, those of one step joined to one row.
+
+    Args:
+        rows: of sharded tensors.
+        shards: the ranks that hold a part, by tensor.
+    """
+    parts = rows.to_pandas()
+    parts = parts.loc[[rank in shards[name] for rank, name in zip(parts["rank"], parts["name"], strict=True)]]
+    parts = parts.sort_values(["name", "mode", "step", "rank"], kind="stable", ignore_index=True)
+    key = parts[["name", "mode", "step"]]
+    starts = np.flatnonzero((key != key.shift()).any(axis=1))
+    whole = parts.iloc[starts].copy()
+    if len(starts):
+        whole[list(STAT_COLUMNS)] = combine(parts[list(STAT_COLUMNS)].to_numpy(np.float64), starts)
+        whole = whole[np.diff([*starts, len(parts)]) == [len(shards[name]) for name in whole["name"]]]
+    return pa.Table.from_pandas(whole, schema=rows.schema, preserve_index=False)

@@ -11,8 +11,8 @@ import numpy as np
 
 from stepwatch.probe.store.schema import CLIP_LIMIT_SCALAR, CLIP_NORM_SCALAR, CLIP_VALUE_SCALAR, SCALE_SCALAR
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import RisingRate, TrainingLoss, median, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import RisingRate, TrainingLoss, median, positive, spell
 from stepwatch.rules.step import Stats, Step
 
 _FIRST = 5  # losses

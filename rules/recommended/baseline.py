@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, due, noise_of, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, due, noise_of, positive, spell
 from stepwatch.rules.step import Step
 
 _EVERY = 50  # steps between two looks

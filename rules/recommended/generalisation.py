@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import EvalCurve, TrainingLoss, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import EvalCurve, TrainingLoss, noise_of, positive, spell, trend_z
 from stepwatch.rules.step import Step
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding
-from stepwatch.rules.recommended.series import RecentMedian, TrainingLoss, median, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import RecentMedian, TrainingLoss, median, positive, spell
 from stepwatch.rules.step import Stats, Step, TensorSet
 
 _NAMED = 12

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, block_medians, due, spell, trend_z
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, block_medians, due, spell, trend_z
 from stepwatch.rules.step import Stats, Step, TensorSet
 
 _EVERY = 50  # steps between two looks

@@ -10,8 +10,8 @@ import numpy as np
 
 from stepwatch.probe.store.schema import FIRST_LAYER_QUANTITY, INPUT_QUANTITY, STAT_COLUMNS
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.step import StatColumns, Step
 
 _NOTHING = "no inputs of a model were recorded"

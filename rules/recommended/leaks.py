@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import BATCH_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import EvalCurve, LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import EvalCurve, LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.step import Step
 
 _LATEST = 20  # losses that are looked at together

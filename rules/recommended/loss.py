@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import (
+from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import (
     EvalCurve,
     LabelCounts,
     TrainingLoss,
@@ -20,7 +21,6 @@ from stepwatch.rules.recommended.series import (
     spell,
     trend_z,
 )
-from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
 _START = 5

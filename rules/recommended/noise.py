@@ -10,8 +10,8 @@ import numpy as np
 
 from stepwatch.probe.store.schema import AGREEMENT_QUANTITY, BATCH_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, block_medians, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, block_medians, positive, spell, trend_z
 from stepwatch.rules.step import Step
 
 _SIGMAS = 3.0

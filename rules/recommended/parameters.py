@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import PARAMETERS_SCALAR, ROLE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import positive
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import positive
 from stepwatch.rules.step import Stats, Step, TensorSet
 
 _NAMED = 12

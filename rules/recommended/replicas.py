@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding
-from stepwatch.rules.recommended.series import positive
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import positive
 from stepwatch.rules.step import Step, TensorSet
 
 _EVERY_STEP = 256

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from stepwatch.probe.store.schema import OUTPUT_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.recommended.inputs import Inputs
-from stepwatch.rules.recommended.series import TrainingLoss, noise_of, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, noise_of, spell
 from stepwatch.rules.step import Step, TensorSet
 
 _NAMED = 12

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, block_medians, due, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, block_medians, due, noise_of, positive, spell, trend_z
 from stepwatch.rules.step import Step
 
 _OF_FIRST_OPTIMIZER = re.compile(r"learning_rate(/group_\d+)?$")

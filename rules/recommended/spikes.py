@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, median, noise_of, positive, spell, trend_z
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, median, noise_of, positive, spell, trend_z
 from stepwatch.rules.step import Step
 
 _BLOCK = 5  # steps; a batch that is hard by itself is over sooner

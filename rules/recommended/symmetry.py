@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stepwatch.probe.store.schema import EQUAL_UNITS_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import positive
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import positive
 from stepwatch.rules.step import Step
 
 _NAMED = 12

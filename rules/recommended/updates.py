@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import UPDATE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import RisingRate, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import RisingRate, positive, spell
 from stepwatch.rules.step import Step
 
 _NAMED = 12

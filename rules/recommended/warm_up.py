@@ -8,8 +8,8 @@ import numpy as np
 
 from stepwatch.probe.store.schema import UPDATE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
-from stepwatch.rules.recommended.series import TrainingLoss, median, positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import TrainingLoss, median, positive, spell
 from stepwatch.rules.step import Step
 
 _EARLY = 10  # steps in which the first update must have been measured

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.recommended.parameters import Roles
-from stepwatch.rules.recommended.series import positive, spell
 from stepwatch.rules.rule import Rule
+from stepwatch.rules.series import positive, spell
 from stepwatch.rules.step import Stats, Step, TensorSet
 
 _FIRST_STEPS = 50

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stepwatch.cli.demo import job
-from stepwatch.cli.demo.faults import FAULTS, SCENARIOS
+from stepwatch.cli.demo.faults import FAULTS, HEALTHY
 from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
@@ -20,6 +20,8 @@ from stepwatch.rules.finding import Finding, Status
 from stepwatch.rules.profiler import PROFILER
 from stepwatch.rules.replay import Analysis, LiveAnalysis, analyze
 from tests.forked import start
+
+NAMES = [fault.name for fault in (HEALTHY, *FAULTS)]
 
 
 @dataclass
@@ -57,11 +59,11 @@ def _train_and_follow(name: str, run: Path) -> Judged:
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Judged]:
     folder = tmp_path_factory.mktemp("runs")
     with ThreadPoolExecutor(2) as pool:
-        jobs = {name: pool.submit(_train_and_follow, name, folder / name) for name in SCENARIOS}
+        jobs = {name: pool.submit(_train_and_follow, name, folder / name) for name in NAMES}
         return {name: job.result() for name, job in jobs.items()}
 
 
-@pytest.mark.parametrize("name", list(SCENARIOS))
+@pytest.mark.parametrize("name", NAMES)
 def test_findings_are_equal_in_process_live_and_offline(judged: dict[str, Judged], name: str) -> None:
     one = judged[name]
     offline = sorted(finding.id for finding in one.offline.findings)
@@ -75,10 +77,10 @@ def test_findings_are_equal_in_process_live_and_offline(judged: dict[str, Judged
     assert one.polls >= 2 or one.offline.findings
 
 
-@pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
-def test_every_fault_is_found(judged: dict[str, Judged], name: str) -> None:
+@pytest.mark.parametrize(("name", "found_by"), [(fault.name, fault.found_by) for fault in FAULTS])
+def test_every_fault_is_found(judged: dict[str, Judged], name: str, found_by: tuple[str, ...]) -> None:
     found = {finding.rule for finding in judged[name].offline.findings}
-    assert found & set(SCENARIOS[name].found_by)
+    assert found & set(found_by)
 
 
 def test_the_healthy_run_is_quiet_and_every_rule_could_decide(judged: dict[str, Judged]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwatch.rules.recommended.series import RecentMedian, TrainingLoss, due, median
+from stepwatch.rules.series import RecentMedian, TrainingLoss, due, median
 from stepwatch.rules.step import Step
 
 NUMBERS = st.floats(allow_nan=False, min_value=-1e100, max_value=1e100) | st.just(float("inf"))
