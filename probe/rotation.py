@@ -6,8 +6,10 @@ import logging
 import os
 from pathlib import Path
 
+from stepwatch.probe.store.checkpoints import note_checkpoint
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.suspects import judge_checkpoints, last_healthy, recorded_onsets
 
 log = logging.getLogger("stepwatch")
 
@@ -49,3 +51,23 @@ def keep_beside(checkpoint: Path) -> Path:
             os.link(Path(folder, name), below / name)
     os.replace(beside, kept)
     return kept
+
+
+def set_aside(run_dir: Path, rank: int, path: str | os.PathLike[str]) -> None:
+    """Rename the last healthy checkpoint, while a finding is open, before another one is written under its name.
+
+    Raises:
+        OSError: it cannot be renamed.
+        TraceError: the run cannot be read.
+    """
+    whole = Path(os.path.abspath(path))
+    if whole not in needed_checkpoints(run_dir):
+        return
+    trace = Trace(run_dir)
+    healthy = last_healthy(judge_checkpoints(trace, recorded_onsets(trace.findings())))
+    if healthy is None or healthy.path != str(whole):
+        return  # it has been set aside before
+    kept = whole.with_name(f"kept-{healthy.step}-{whole.name}")
+    os.replace(whole, kept)
+    note_checkpoint(run_dir, rank, healthy.step, kept)
+    log.warning("%s is kept as %s: it is the last healthy checkpoint, and a finding is open", whole, kept.name)

@@ -175,8 +175,10 @@ class _Trainer(NamedTuple):
     record: Callable[..., Any]
 
 
+_LIGHTNING = _Trainer("Trainer", "fit", ("validate", "test", "predict"), _in_lightning)
 _TRAINERS = {
-    "lightning.pytorch.trainer.trainer": _Trainer("Trainer", "fit", ("validate", "test", "predict"), _in_lightning),
+    "lightning.pytorch.trainer.trainer": _LIGHTNING,
+    "pytorch_lightning.trainer.trainer": _LIGHTNING,
     "transformers.trainer": _Trainer("Trainer", "train", ("evaluate", "predict"), _in_transformers),
     "keras.src.backend.torch.trainer": _Trainer("TorchTrainer", "fit", ("evaluate", "predict"), _in_keras),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from stepwatch.probe.collections import CollectionKeys
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.lifecycle import describe_exception
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.rotation import set_aside
+from stepwatch.probe.store.errors import TraceError
+
+log = logging.getLogger("stepwatch")
 
 _WITH_ACTIVATION = (
     *(keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Activation),
@@ -48,6 +53,8 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
     Weights have the names of their layers (``Sequential_dense.kernel``), the activation of a layer one of its own
     (``dense.activation_output_0``). Only what is trained when ``fit`` begins is recorded. When a rule or
     ``stepwatch stop`` asks for it, the model is saved below the run's directory, and ``fit`` ends with the batch.
+    What ModelCheckpoint and others save is noted, and the last healthy checkpoint is not overwritten while a finding is
+    open.
 
     Attributes:
         hook: the hook of the ``fit`` under way; None outside.
@@ -91,6 +98,8 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         name = type(self.model).__name__
         options = {**own, **self._options}
         self.hook = hook = Hook(self._out_dir, model={name: view}, optimizer=update, loss_fn=loss, **options)
+        for save in ("save", "save_weights"):
+            self._detach.append(_replace(self.model, save, self._save))
         for path, _ in view.named_parameters():  # Keras calls weights otherwise than the expressions of the collections
             kind = CollectionKeys.BIASES if path.endswith(_BIASES) else CollectionKeys.WEIGHTS
             hook._registry.get(kind).tensor_names.add(f"{name}_{path}")
@@ -140,6 +149,19 @@ class StepwatchCallback(keras.callbacks.Callback):  # type: ignore[misc]
         except BaseException as error:
             self._close("exception", describe_exception(type(error), error))
             raise
+
+    def _save(self, save: Callable[..., Any], filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Note what is saved; what it would overwrite is kept under another name where it may be needed."""
+        hook = self.hook
+        if hook is None:
+            return save(filepath, *args, **kwargs)
+        try:
+            set_aside(hook.out_dir, hook.rank, filepath)
+        except (OSError, TraceError) as error:
+            log.warning("%s: the last healthy checkpoint may be overwritten: %s", filepath, error)
+        saved = save(filepath, *args, **kwargs)
+        hook.note_checkpoint(filepath)
+        return saved
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         """Record what is new in this epoch, but for the means of losses, which are recorded batch by batch."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.launch import is_loss
 from stepwatch.probe.lifecycle import describe_exception
+
+if "pytorch_lightning" in sys.modules or not importlib.util.find_spec("lightning"):
+    from pytorch_lightning import Callback, LightningModule, Trainer  # the same library under its older name
+else:
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StepwatchCallback(Callback):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from stepwatch.probe.store.control import read_acknowledgement
 from stepwatch.probe.store.reader import Trace
 
 TRAINERS = """
-import keras, lightning, numpy, torch, transformers
+import keras, lightning, numpy, pytorch_lightning, torch, transformers
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,10 +32,10 @@ class Classifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-class Lit(lightning.LightningModule):
-    def __init__(self):
+class Lit:
+    def __init__(self, rate):
         super().__init__()
-        self.net = Classifier()
+        self.net, self.rate = Classifier(), rate
 
     def training_step(self, batch, index):
         return self.net(*batch)["loss"]
@@ -44,7 +44,7 @@ class Lit(lightning.LightningModule):
         return self.net(*batch)["loss"]
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e18)
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
 
 
 rows = [{"x": a, "labels": b} for a, b in zip(x, y)]
@@ -60,7 +60,9 @@ model.fit(x.numpy(), y.numpy(), batch_size=8, epochs=1, verbose=0)
 
 batches = DataLoader(TensorDataset(x, y), batch_size=8)
 options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-lightning.Trainer(max_epochs=1000, accelerator="cpu", **options).fit(Lit(), batches, batches)
+for name, epochs, rate in ((pytorch_lightning, 1, 0.01), (lightning, 1000, 1e18)):
+    trainer = name.Trainer(max_epochs=epochs, accelerator="cpu", **options)
+    trainer.fit(type("Lit", (Lit, name.LightningModule), {})(rate), batches, batches)
 """
 
 OWN_LOOP = """
@@ -91,15 +93,19 @@ def test_trainers_record_and_stop_in_their_own_way(tmp_path: Path) -> None:
         pytest.skip("needs keras, lightning and transformers")
     done = run(tmp_path, TRAINERS, "--save-interval", "1")
     assert done.returncode == 1, f"the last training was stopped: {done.stderr}"
-    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run-2", "run-3"]
-    of_trainer, of_keras, of_lightning = (Trace(tmp_path / name) for name in ("run", "run-2", "run-3"))
-    assert [trace.status() for trace in (of_trainer, of_keras, of_lightning)] == ["finished", "finished", "stopped"]
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run-2", "run-3", "run-4"]
+    of_trainer, of_keras, of_old_lightning, of_lightning = traces = [
+        Trace(run) for run in sorted(tmp_path.glob("run*"))
+    ]
+    assert [trace.status() for trace in traces] == ["finished", "finished", "finished", "stopped"]
     assert {"gradient/Classifier_net.0.weight", "net.1_output_0"} <= set(of_trainer.tensors())
     losses = of_trainer.table("scalars", names=["loss_output_0"]).to_pandas()
     assert losses["step"].tolist() == list(range(8)), "what the Trainer evaluated before is no part of the run"
     assert "gradient/Sequential_head.kernel" in of_keras.tensors()
     assert of_keras.table("steps")["step"].to_pylist() == list(range(8))
-    answer = read_acknowledgement(tmp_path / "run-3", 0)
+    assert of_old_lightning.table("steps", modes=["TRAIN"])["step"].to_pylist() == list(range(8))
+    assert "gradient/Lit_net.net.0.weight" in of_lightning.tensors()
+    answer = read_acknowledgement(of_lightning.path, 0)
     assert answer is not None and str(answer.checkpoint).endswith(".ckpt")
     assert "Traceback" not in done.stderr
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from stepwatch.probe import SaveConfig
 from stepwatch.probe.rotation import keep_beside
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.suspects import judge_checkpoints, last_healthy, recorded_onsets
 
 BATCHES, SPOILED = 40, 16
 
@@ -106,6 +108,31 @@ def test_a_trainer_of_hugging_face_keeps_it(tmp_path: Path) -> None:
     assert there == {"kept-checkpoint-15", "checkpoint-35", "checkpoint-40"}
     kept = tmp_path / "output" / "kept-checkpoint-15"
     assert {"trainer_state.json", "optimizer.pt"} <= {path.name for path in kept.iterdir()}
+
+
+def test_keras_does_not_overwrite_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    from stepwatch.probe.integrations.keras import StepwatchCallback
+
+    class Patience(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if batch == SPOILED + 2:
+                wait_for_the_finding(tmp_path / "run")
+
+    x = np.stack([each["x"].numpy() for each in batches()])
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    saving = keras.callbacks.ModelCheckpoint(tmp_path / "latest.keras", save_freq=4)
+    recording = StepwatchCallback(tmp_path / "run", **OPTIONS)
+    model.fit(x, x[:, :1], batch_size=1, shuffle=False, callbacks=[recording, Patience(), saving], verbose=0)
+    trace = Trace(tmp_path / "run")
+    healthy = last_healthy(judge_checkpoints(trace, recorded_onsets(trace.findings())))
+    assert healthy is not None and Path(healthy.path) == tmp_path / "kept-16-latest.keras" and healthy.step == SPOILED
+    weights = keras.saving.load_model(healthy.path).get_weights()
+    assert all(np.isfinite(each).all() for each in weights)
+    assert sorted(path.name for path in tmp_path.glob("*.keras")) == ["kept-16-latest.keras", "latest.keras"]
+    assert "save" not in vars(model)
 
 
 def test_a_loop_of_ones_own_asks(tmp_path: Path, make_hook: Any) -> None:
