@@ -138,7 +138,7 @@ class StepRows(Generic[T]):
 
 
 def stats_of(trace: Trace, rank: int, tensor_set: Callable[[tuple[str, ...]], TensorSet]) -> StepRows[Stats]:
-    """The statistics of each step."""
+    """The statistics of each step, but of what has no entries: the part that a rank has of a small sharded tensor."""
     known: tuple[NDArray[np.int32], list[str], TensorSet] | None = None
 
     def tensors(codes: NDArray[np.int32], spelled: list[str]) -> TensorSet:
@@ -153,7 +153,15 @@ def stats_of(trace: Trace, rank: int, tensor_set: Callable[[tuple[str, ...]], Te
         for index, name in enumerate(STAT_COLUMNS):
             matrix[:, index] = rows[name].to_numpy()
         codes, spelled = _encoded(rows["name"])
-        return lambda start, end: Stats(tensors(codes[start:end], spelled), matrix[start:end])
+        if matrix[:, 0].all():
+            return lambda start, end: Stats(tensors(codes[start:end], spelled), matrix[start:end])
+        some = matrix[:, 0] > 0
+
+        def content(start: int, end: int) -> Stats:
+            kept = start + np.flatnonzero(some[start:end])
+            return Stats(tensors(codes[kept], spelled), matrix[kept])
+
+        return content
 
     return StepRows(trace, "stats", rank, ("name", *STAT_COLUMNS), decode)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,11 @@ class StepBuilder:
         """The step of a resolved record."""
         stats = None
         if record.stats is not None and len(record.names):
-            stats = Stats(self.tensor_set(record.names), record.stats)
+            names, matrix = record.names, record.stats
+            if not matrix[:, 0].all():  # as where rows are read from disk, what has no entries is left out
+                some = matrix[:, 0] > 0
+                names, matrix = tuple(compress(names, some)), matrix[some]
+            stats = Stats(self.tensor_set(names), matrix)
         return Step(
             rank=self.rank,
             step=record.step,

@@ -67,7 +67,7 @@ class NoGradient(Rule):
       still its gradient is missing: something between it and the loss leaves the graph (``detach()``, ``.item()``,
       ``torch.no_grad()``, an argmax, a conversion to NumPy);
     - nothing but zeros: the gradient of a weight of two dimensions or more is exactly zero in every entry at each saved
-      step, from the first on.
+      step, from the first on. Of a sharded weight a rank does not see every entry.
 
     Frozen parameters, those that no optimizer holds and those of modules that do not run are left alone.
 
@@ -128,8 +128,9 @@ class NoGradient(Rule):
         tensors = stats.tensors
         rows = self._rows.get(tensors)
         if rows is None:
-            gradients = [int(i) for i in tensors.rows("gradients") if len(tensors.infos[i].shape) >= 2]
-            rows = self._rows[tensors] = np.array(gradients, dtype=np.intp)
+            infos = tensors.infos
+            whole = [int(i) for i in tensors.rows("gradients") if len(infos[i].shape) >= 2 and not infos[i].shards]
+            rows = self._rows[tensors] = np.array(whole, dtype=np.intp)
         if not len(rows) or self._zero == set():
             return
         zero = {tensors.names[i].removeprefix("gradient/") for i in rows[stats.n_zero[rows] == stats.numel[rows]]}

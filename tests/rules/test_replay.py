@@ -155,7 +155,7 @@ def test_a_live_analysis_sees_each_step_once_while_files_are_joined(tmp_path: Pa
     for step in range(60):
         names = TENSORS[: 1 + step % 3]
         writer.submit(
-            StepRecord(step, "TRAIN", step, 1, names, np.full((len(names), len(STAT_COLUMNS)), float(step)), saved=True)
+            StepRecord(step, "TRAIN", step, 1, names, np.full((len(names), len(STAT_COLUMNS)), step + 1.0), saved=True)
         )
         writer.flush()
         if step % 7 == 0:
@@ -163,7 +163,7 @@ def test_a_live_analysis_sees_each_step_once_while_files_are_joined(tmp_path: Pa
     writer.close("finished")
     seen += list(stream.poll())
     assert [step.step for step in seen] == list(range(60))
-    assert all(step.stats is not None and set(step.stats.mean) == {step.step} for step in seen)
+    assert all(step.stats is not None and set(step.stats.mean) == {step.step + 1} for step in seen)
     assert all(step.stats is not None and len(step.stats.tensors) == 1 + step.step % 3 for step in seen)
 
 
