@@ -16,10 +16,10 @@ import torch
 from torch.nn import utils
 from torch.nn.utils import clip_grad
 
-from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.steps import StepTracker
 from stepwatch.probe.store.schema import CLIP_LIMIT_SCALAR, CLIP_NORM_SCALAR, CLIP_VALUE_SCALAR, SCALE_SCALAR
+from stepwatch.probe.torch_state import is_traced
 
 _MOST_CALLS = 4  # of one step that are told apart: parameter groups, models
 _by_norm = "_clip_grads_with_norm_" if hasattr(clip_grad, "_clip_grads_with_norm_") else "clip_grad_norm_"

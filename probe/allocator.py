@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from stepwatch.probe.torch_state import uses_cuda
+
 _SECONDS = 1.0
 
 STATISTICS = {
@@ -34,8 +36,7 @@ class AllocatorStatistics:
 
     def at_step_end(self) -> dict[str, int]:
         """The latest statistics by column; none where there is no CUDA device. CUDA is not initialised for it."""
-        now = time.monotonic()
-        if now >= self._due and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if uses_cuda() and (now := time.monotonic()) >= self._due:
             self._due = now + _SECONDS
             self._latest = _read()
         return self._latest

@@ -18,8 +18,6 @@ Models: TypeAlias = "nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]"
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
 Ranks: TypeAlias = 'Literal["all", "first", "node"] | Sequence[int]'
 
-_HAS_CUDA = torch.version.cuda is not None or torch.version.hip is not None
-
 
 def is_recorded(ranks: Ranks, rank: int, first_of_node: bool) -> bool:
     """Whether this rank is one of them.
@@ -66,15 +64,6 @@ def named_models(model: Models | None) -> Iterator[tuple[str | None, nn.Module]]
         yield from ((None, each) for each in model)
     else:
         yield None, model  # type: ignore[misc]
-
-
-def is_traced() -> bool:
-    """Whether torch compiles, or captures a CUDA graph: what is called now is called once, for many steps."""
-    if torch.compiler.is_compiling():
-        return True
-    if not _HAS_CUDA:
-        return False
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 @functools.cache

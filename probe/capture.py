@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
+from stepwatch.probe.torch_state import is_traced
 
 _WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 _PROBED_INDICES = 4

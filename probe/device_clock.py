@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from stepwatch.probe.torch_state import uses_cuda
+
 log = logging.getLogger("stepwatch")
 
 PHASES = ("forward_ns", "backward_ns", "optimizer_ns", "collective_ns")
@@ -64,7 +66,7 @@ class DeviceClock:
         """
         marked, self._marked = self._marked, []
         self._open.clear()
-        self.active = _is_due(step, step_seconds) and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.active = uses_cuda() and _is_due(step, step_seconds)
         return (lambda: _elapsed(marked)) if marked else None
 
     def _mark(self) -> torch.cuda.Event | None:

@@ -27,9 +27,13 @@ class StepWork:
     Recomputed activations count as often as they are computed. Nothing is counted where a part of a model is compiled
     (graphs hide what they compute) or replicated by DataParallel (in threads of its own). A step that is being profiled
     is let pass, and the next one counted: the operations of a counted step take longer on the host.
+
+    Attributes:
+        active: whether there is still something to count: nobody need call otherwise.
     """
 
     def __init__(self) -> None:
+        self.active = True
         self._updates = 0
         self._profiled = False
         self._counter: _Counter | None = None
@@ -57,6 +61,7 @@ class StepWork:
 
     def close(self) -> None:
         """Count no more."""
+        self.active = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -65,6 +70,7 @@ class StepWork:
     def _begin(self, models: Sequence[nn.Module]) -> None:
         parts = [part for model in models for part in model.modules()]
         if not parts or any(is_compiled(part) or isinstance(part, nn.DataParallel) for part in parts):
+            self.active = False
             return
         counter = self._counter = _Counter()
 

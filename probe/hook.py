@@ -21,7 +21,6 @@ from stepwatch.probe.arguments import (
     check_arguments,
     has_closure,
     is_recorded,
-    is_traced,
     loss_name,
     named_models,
 )
@@ -47,6 +46,7 @@ from stepwatch.probe.store.remote import is_url
 from stepwatch.probe.store.silent import SilentWriter
 from stepwatch.probe.store.writer import TraceWriter
 from stepwatch.probe.timeline import Region, RegionTimes
+from stepwatch.probe.torch_state import is_traced
 from stepwatch.probe.upload import HEARING_SECONDS, Uploader
 
 if TYPE_CHECKING:
@@ -394,7 +394,7 @@ class Hook(StepObserver):
         self._profile_if_due()
 
     def _stop_if_due(self) -> None:
-        if self._closed or not self._stopper.due(self.step):
+        if self._closed or not self._stopper.due(self._steps.step):
             return
         stopped = self._stopper.stop(self.step)
         if self._stopper.raises:

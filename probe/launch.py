@@ -26,12 +26,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from stepwatch.probe.arguments import is_traced
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.integrations.frameworks import Frameworks
 from stepwatch.probe.lifecycle import describe_exception
 from stepwatch.probe.stopping import TrainingFinished, TrainingStopped
 from stepwatch.probe.store.errors import TraceError
+from stepwatch.probe.torch_state import is_traced
 
 _STEPS_OF_DISCOVERY = 100
 

@@ -173,13 +173,15 @@ class StepObserver:
         self._in_backward = True
         self._steps.clock.begin("backward_ns")
         self._backward_wait.begins(losses)
-        self._work.backward_begins()
+        if self._work.active:
+            self._work.backward_begins()
 
     @guarded
     def backward_ends(self) -> None:
         """The backward pass returned."""
         self._in_backward = False
-        self._work.backward_ends()
+        if self._work.active:
+            self._work.backward_ends()
         self._backward_wait.ends()
         self._steps.clock.end("backward_ns")
 
@@ -240,7 +242,8 @@ class StepObserver:
         self._inputs.release()
         if optimizer is self._optimizers[0]:
             self._tensors.pause()
-            self._count_work(record)
+            if self._work.active:
+                self._count_work(record)
             self._steps.updated()
 
     def _count_work(self, record: OpenRecord | None) -> None:

@@ -45,6 +45,7 @@ class OpenRecord:
     __slots__ = (
         "_derived",
         "_losses",
+        "_remote",
         "_scalars",
         "_sheet",
         "_statistics",
@@ -83,6 +84,7 @@ class OpenRecord:
         self._values: list[tuple[str, torch.Tensor]] = []
         self._losses: dict[str, list[Scalar]] = {}
         self._scalars: list[tuple[str, Scalar]] = []
+        self._remote = False
         self._timings: Callable[[], dict[str, int]] | None = None
 
     @property
@@ -110,7 +112,7 @@ class OpenRecord:
 
     def add_loss(self, name: str, value: torch.Tensor) -> None:
         """A captured loss; those of several micro-batches are averaged."""
-        kept = _keep(value if value.numel() == 1 else value.detach().float().mean())
+        kept = self._keep(value if value.numel() == 1 else value.detach().float().mean())
         if isinstance(kept, float) and not math.isfinite(kept):
             self.finite = False
         self._losses.setdefault(name, []).append(kept)
@@ -126,11 +128,18 @@ class OpenRecord:
 
     def add_scalar(self, name: str, value: Scalar) -> None:
         """A logged scalar; of one name the last counts."""
-        self._scalars.append((name, _keep(value) if isinstance(value, torch.Tensor) else value))
+        self._scalars.append((name, self._keep(value) if isinstance(value, torch.Tensor) else value))
 
     def add_timings(self, pending: Callable[[], dict[str, int]] | None) -> None:
         """Times that a device tells when it is done."""
         self._timings = pending
+
+    def _keep(self, value: torch.Tensor) -> Scalar:
+        """The number itself where reading it does not wait for a device, else a copy there."""
+        if value.is_cpu:
+            return float(value.item())
+        self._remote = True
+        return value.detach().clone()
 
     def end(self, timing: dict[str, int]) -> None:
         """The step is over."""
@@ -140,7 +149,7 @@ class OpenRecord:
 
     def close(self, intern: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StepRecord:
         """The finished record; what is still on a device is fetched by its ``resolve``."""
-        scalars = _Scalars(self._losses, self._scalars, self.backwards)
+        scalars = _Scalars(self._losses, self._scalars, self.backwards, remote=self._remote)
         sheet, statistics, derived, values = self._sheet, self._statistics, self._derived, self._values
         timings = self._timings
 
@@ -175,16 +184,18 @@ class OpenRecord:
 
 
 class _Scalars:
-    """Losses and scalars of one step; those on an accelerator are copied without waiting for it."""
+    """Losses and scalars of one step; those on an accelerator, if any are remote, are copied without waiting for it."""
 
-    def __init__(self, losses: dict[str, list[Scalar]], scalars: list[tuple[str, Scalar]], backwards: int) -> None:
+    def __init__(
+        self, losses: dict[str, list[Scalar]], scalars: list[tuple[str, Scalar]], backwards: int, *, remote: bool
+    ) -> None:
         self._losses = losses
         self._scalars = scalars
         self._backwards = backwards
         self._fetch: Callable[[], torch.Tensor] | None = None
-        remote = [value for value in self._values() if isinstance(value, torch.Tensor)]
-        if remote:
-            self._fetch = Fetch(torch.stack([value.reshape(()).double() for value in remote]))
+        tensors = [value for value in self._values() if isinstance(value, torch.Tensor)] if remote else []
+        if tensors:
+            self._fetch = Fetch(torch.stack([value.reshape(()).double() for value in tensors]))
 
     def result(self) -> list[tuple[str, float]]:
         """Wait for them. Of one name the last scalar counts, and of losses the mean.
@@ -208,11 +219,6 @@ class _Scalars:
             yield from parts
         for _, value in self._scalars:
             yield value
-
-
-def _keep(value: torch.Tensor) -> Scalar:
-    """The number itself where reading it does not wait for a device, else a copy there."""
-    return float(value.item()) if value.is_cpu else value.detach().clone()
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from stepwatch.probe import torch_state
 
 GIB = 1 << 30
 
@@ -30,7 +33,8 @@ FUNCTIONS: dict[str, Any] = {
 }
 
 
-def install() -> None:
-    """For the rest of this process."""
+def install(put: Callable[[object, str, Any], None] = setattr) -> None:
+    """For the rest of this process, or as long as what puts them there says."""
+    put(torch_state, "_HAS_CUDA", True)
     for name, function in FUNCTIONS.items():
-        setattr(torch.cuda, name, function)
+        put(torch.cuda, name, function)

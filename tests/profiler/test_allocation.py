@@ -14,7 +14,8 @@ from torch import nn
 from stepwatch.probe import Hook
 from stepwatch.probe import allocator as probe_allocator
 from stepwatch.probe.store.reader import Trace
-from tests.profiler.cuda_standin import FUNCTIONS, GIB
+from tests.profiler import cuda_standin
+from tests.profiler.cuda_standin import GIB
 from tests.profiler.made_up import GPU, SECOND, judged
 
 
@@ -36,8 +37,7 @@ def recorded(trace: Trace) -> Any:
 
 
 def test_statistics_come_with_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, function in FUNCTIONS.items():
-        monkeypatch.setattr(torch.cuda, name, function)
+    cuda_standin.install(monkeypatch.setattr)
     rows = recorded(train(tmp_path / "run", "cpu", lambda trace: len(recorded(trace)) > 0))
     row = rows.iloc[-1]
     assert row["allocated_bytes"] == 10 and row["peak_bytes"] == 14 and row["reserved_bytes"] == 18

@@ -15,7 +15,7 @@ from stepwatch.cli.report.profile import time_parts
 from stepwatch.probe import Hook, device_clock
 from stepwatch.probe.device_clock import DeviceClock
 from stepwatch.probe.store.reader import Trace
-from tests.profiler.cuda_standin import FUNCTIONS
+from tests.profiler import cuda_standin
 
 MS = 1_000_000
 DEVICE = ["device_forward_ns", "device_backward_ns", "device_optimizer_ns", "device_collective_ns"]
@@ -43,8 +43,8 @@ class Event:
 
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, function in {**FUNCTIONS, "Event": Event}.items():
-        monkeypatch.setattr(torch.cuda, name, function)
+    cuda_standin.install(monkeypatch.setattr)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     yield
 
 
