@@ -29,7 +29,8 @@ class Job:
     Attributes:
         train: trains with a seed, into a run, at a save interval.
         expected: rules of which one must fire; empty for a healthy run.
-        since: the step from which on a mistake can be seen.
+        since: the step from which on a mistake can be seen: where a schedule is at its end, where a rate is above those
+            that train the same model well; that of an overfitting is its run's best evaluation.
     """
 
     name: str
@@ -687,8 +688,9 @@ JOBS: tuple[Job, ...] = (
             schedule=lambda s: max(1e-4, 0.5 * (1 + math.cos(math.pi * min(1.0, s / 80)))),
         ),
         ("LearningRateDecayedEarly",),
+        80,
     ),
-    Job("rate that grows", classify(cnn, sgd(1e-4), schedule=lambda s: 1.03**s), ("LearningRateGrowing", *BAD)),
+    Job("rate that grows", classify(cnn, sgd(1e-4), schedule=lambda s: 1.03**s), ("LearningRateGrowing", *BAD), 234),
     Job("rate 100 times too high", classify(cnn, sgd(5.0)), (*BAD, "DeadRelu", "OscillatingLoss", "StalledLoss")),
     Job("rate too high, mlp", classify(lambda: mlp(64, 64, 10), sgd(20.0)), (*BAD, "DeadRelu", "OscillatingLoss")),
     Job("rate too high, regression", regress(30.0), (*BAD, "OscillatingLoss")),
@@ -701,6 +703,7 @@ JOBS: tuple[Job, ...] = (
         "batches of garbage",
         classify(lambda: mlp(64, 64, 10), sgd(0.05), steps=600, inputs=garbage(160, 280, 400, 520)),
         ("LossSpike",),
+        160,
     ),
     Job(
         "clipped to a thousandth",
@@ -712,8 +715,9 @@ JOBS: tuple[Job, ...] = (
         "rate decayed to zero too early",
         classify(cnn, sgd(0.01), schedule=lambda s: max(0.0, 1 - s / 60)),
         ("ZeroLearningRate",),
+        60,
     ),
-    Job("left in eval mode", classify(dropped_out, adam(1e-3), stay_in_eval=True), ("ModelInEvalMode",)),
+    Job("left in eval mode", classify(dropped_out, adam(1e-3), stay_in_eval=True), ("ModelInEvalMode",), 26),
     Job("rate a million times too low", classify(cnn, sgd(1e-8)), ("StalledLoss", "UnchangedTensor", "UpdateTooSmall")),
     Job(
         "gradients never zeroed",

@@ -393,7 +393,9 @@ HARD: tuple[Job, ...] = (
         growing(lambda: mlp(64, 64, 10, norm=True), 0.003, 700),
         ("WeightNormGrowth",),
     ),
-    Job("attention sees one position", look_up(lambda step: 3.0 if step < 150 else 3000.0), ("AttentionCollapse",)),
+    Job(
+        "attention sees one position", look_up(lambda step: 3.0 if step < 150 else 3000.0), ("AttentionCollapse",), 150
+    ),
     Job(
         "one unit many times over",
         classify(one_row_for_all, adam(1e-3)),

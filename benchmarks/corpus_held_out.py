@@ -506,6 +506,7 @@ JOBS: tuple[Job, ...] = (
             steps=520,
         ),
         ("LossSpike", *_HIGH),
+        150,
     ),
     Job("bars, one pixel missing", image.but(data=one_missing(bars)), ("NonFiniteInput",)),
     Job("swiss roll, one point for all", swiss.but(data=one_for_all(roll)), ("ConstantInput",)),
@@ -513,6 +514,7 @@ JOBS: tuple[Job, ...] = (
         "swiss roll, schedule of 60 steps",
         swiss.but(optimizer=optimizer(SGD, 0.02, momentum=0.9), rate=lambda s: max(1e-4, 1 - s / 60)),
         ("LearningRateDecayedEarly",),
+        60,
     ),
     Job("wine, wrong sign", wine.but(loss=WrongSign), (*_BAD, "LossNotDecreasing", "UnboundedLoss")),
     Job("wine, rate zero", wine.but(optimizer=optimizer(Adam, 0.0)), ("ZeroLearningRate", *_STILL)),
@@ -553,7 +555,7 @@ JOBS: tuple[Job, ...] = (
     Job("swiss roll, rate too high", swiss.but(optimizer=optimizer(SGD, 5.0)), _HIGH),
     Job("swiss roll, dead units", swiss.but(optimizer=optimizer(Adam, 1.0)), (*_HIGH, "DeadRelu")),
     Job("logarithm of a variance of zero", likelihood.but(loss=LogOfVariance, model=lambda: dense(3, 64, 2)), _BAD),
-    Job("waves, rate decayed to zero", wave.but(rate=lambda s: max(0.0, 1 - s / 40)), ("ZeroLearningRate",)),
+    Job("waves, rate decayed to zero", wave.but(rate=lambda s: max(0.0, 1 - s / 40)), ("ZeroLearningRate",), 40),
     Job(
         "waves, diverging",
         wave.but(
@@ -568,7 +570,7 @@ JOBS: tuple[Job, ...] = (
         language.but(optimizer=lambda m: AdamW(m.blocks.parameters(), lr=2e-3)),
         ("UnchangedTensor",),
     ),
-    Job("bars, left in eval mode", image.but(around=in_eval), ("ModelInEvalMode",)),
+    Job("bars, left in eval mode", image.but(around=in_eval), ("ModelInEvalMode",), 41),
     Job(
         "bars, labels in a few classes of a hundred",
         image.but(
@@ -585,7 +587,7 @@ JOBS: tuple[Job, ...] = (
     ),
     Job("vision transformer, rate too high", patches.but(optimizer=optimizer(SGD, 20.0)), _HIGH),
     Job("vision transformer, rate far too low", patches.but(optimizer=optimizer(SGD, 1e-9)), _STILL),
-    Job("mixed precision, every update skipped", overflowing, ("UpdatesSkipped",)),
+    Job("mixed precision, every update skipped", overflowing, ("UpdatesSkipped",), 150),
     Job(
         "policy gradient, rate too high",
         lambda seed, run, interval: bandit(seed, run, interval, 50.0),

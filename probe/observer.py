@@ -23,6 +23,7 @@ from stepwatch.probe.flops import StepWork
 from stepwatch.probe.governor import Governor
 from stepwatch.probe.inputs import InputWatch
 from stepwatch.probe.loop import TrainingLoop
+from stepwatch.probe.loss_inputs import LossInputs
 from stepwatch.probe.mode_keys import TRAINING, ModeKeys
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.roles import ParameterRoles
@@ -104,6 +105,7 @@ class StepObserver:
         self._work = StepWork()
         self._allocator = AllocatorStatistics()
         self._inputs = InputWatch(self._steps.clock)
+        self._loss_inputs = LossInputs()
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
         self._symmetry = UnitSymmetry(self._tensors.models)
@@ -154,9 +156,10 @@ class StepObserver:
         record = self._working()
         module_type = type(module).__name__
         name = loss_name(module_type)
-        losses = (output,) if isinstance(output, torch.Tensor) else flatten(output)
-        for index, loss in enumerate(losses):
+        losses = [output] if isinstance(output, torch.Tensor) else list(flatten(output))
+        for index, loss in enumerate(losses, self._turn()):
             self._add_loss(record, f"{name}_output_{index}", loss, module_type)
+        self._loss_inputs.look(record, losses)
         if record.due and record.mode in TRAINING and record.backwards == 0:
             self._tensors.see_labels(record, f"{name}_input_1", module, args)
 
@@ -166,10 +169,9 @@ class StepObserver:
         record = self._working()
         record.backwards += 1
         self._loop.backward_begins()
+        self._loss_inputs.look(record, losses)
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
-            # Of several optimizers, the loss belongs to the one whose turn it is.
-            turn = sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
-            self._add_loss(record, f"{self._loss_name}_output_{turn}", losses[0], None)
+            self._add_loss(record, f"{self._loss_name}_output_{self._turn()}", losses[0], None)
         self._in_backward = True
         self._steps.clock.begin("backward_ns")
         self._backward_wait.begins(losses)
@@ -251,6 +253,10 @@ class StepObserver:
         if record is not None:
             for name, amount in counted.items():
                 record.add_scalar(name, amount)
+
+    def _turn(self) -> int:
+        """Of several optimizers, that to which a loss belongs, as its number: a GAN's losses are not one series."""
+        return sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
 
     def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
         self._tensors.see_loss(record, name, loss, module_type)

@@ -16,9 +16,13 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "InputNotNormalized": "PoorWeightInitialization NoBetterThanGuessing SaturatedActivation ExplodingTensor "
         "DivergingLoss DeadRelu OscillatingLoss LossSpike StalledLoss LossNotDecreasing VanishingGradient "
         "UnchangedTensor",
+        "WrongLossInput": "NoBetterThanGuessing StalledLoss UnboundedLoss CollapsedOutput VanishingGradient DeadRelu "
+        "SaturatedActivation ExplodingTensor DivergingLoss LossNotDecreasing NoGradient UnchangedTensor ClassImbalance "
+        "UpdateTooSmall",
         "ConstantInput": "NoBetterThanGuessing StalledLoss ClassImbalance",
         "RepeatedBatch": "Overfit",
-        "LabelsInOrder": "OscillatingLoss LossSpike NoBetterThanGuessing Overfit LossNotDecreasing StalledLoss "
+        "LabelsInOrder": "DeadRelu ExplodingTensor DivergingLoss CollapsedOutput VanishingGradient OscillatingLoss "
+        "LossSpike NoBetterThanGuessing Overfit LossNotDecreasing StalledLoss "
         "ClassImbalance",
         "GradientsNotReset": "NoBetterThanGuessing ExplodingTensor DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "StalledLoss LossNotDecreasing",
@@ -44,13 +48,13 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "LossNotDecreasing StalledLoss NoBetterThanGuessing",
         "UpdateTooSmall": "UnchangedTensor StalledLoss NoBetterThanGuessing",
         "OscillatingLoss": "ExplodingTensor DivergingLoss DeadRelu LossNotDecreasing StalledLoss",
-        "ExplodingTensor": "ExplodingActivation CollapsedOutput UpdatesSkipped LossScaleCollapse DivergingLoss "
-        "LossSpike OscillatingLoss DeadRelu "
+        "ExplodingTensor": "MissingWarmUp ExplodingActivation CollapsedOutput UpdatesSkipped LossScaleCollapse "
+        "DivergingLoss LossSpike OscillatingLoss DeadRelu "
         "VanishingGradient UnchangedTensor StalledLoss LossNotDecreasing SaturatedActivation",
         "LossSpike": "ExplodingTensor DivergingLoss OscillatingLoss DeadRelu SaturatedActivation StalledLoss "
         "LossNotDecreasing NoBetterThanGuessing",
         "UnboundedLoss": "ExplodingTensor SaturatedActivation",
-        "DivergingLoss": "OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
+        "DivergingLoss": "MissingWarmUp OscillatingLoss DeadRelu StalledLoss LossNotDecreasing Overfit",
         "DeadRelu": "CollapsedOutput NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss "
         "ClassImbalance",
         "SaturatedActivation": "NoBetterThanGuessing VanishingGradient NoGradient UnchangedTensor StalledLoss "

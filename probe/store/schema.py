@@ -7,6 +7,8 @@ it, 0 for the first. A job resumed from a checkpoint repeats steps; readers drop
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import pyarrow as pa
 
 FORMAT_VERSION = 1
@@ -208,3 +210,21 @@ OUTPUT_QUANTITY = "output_variance"
 
 PADDING_QUANTITY = "padding"
 """Derived quantity: entries of a batch that are padding, and all entries."""
+
+LOSS_INPUT_QUANTITY = "loss_input"
+"""Derived quantity of ``loss``, in the first saved training steps: [a :class:`LossInput`, rows that were broadcast]."""
+
+
+class LossInput(IntEnum):
+    """What a loss function is given, where the graph of autograd tells."""
+
+    SOUND = 0
+    SOFTMAX_TO_CROSS_ENTROPY = 1
+    SIGMOID_TO_CROSS_ENTROPY = 2
+    RELU_TO_CROSS_ENTROPY = 3
+    SIGMOID_TO_LOGITS = 4
+    SOFTMAX_TO_LOGITS = 5
+    RELU_TO_LOGITS = 6
+    LOGITS_TO_LIKELIHOOD = 7
+    PROBABILITIES_TO_LIKELIHOOD = 8
+    BROADCAST = 9

@@ -20,6 +20,7 @@ from stepwatch.rules.recommended.loop import (
     ZeroLearningRate,
 )
 from stepwatch.rules.recommended.loss import DivergingLoss, LossNotDecreasing, OscillatingLoss
+from stepwatch.rules.recommended.loss_inputs import WrongLossInput
 from stepwatch.rules.recommended.noise import GradientNoiseScale
 from stepwatch.rules.recommended.objective import NoBetterThanGuessing, StalledLoss, UnboundedLoss
 from stepwatch.rules.recommended.parameters import NoGradient
@@ -41,6 +42,7 @@ RECOMMENDED: tuple[type[Rule], ...] = (
     MissingWarmUp,
     UpdatesSkipped,
     NonFiniteInput,
+    WrongLossInput,
     LossScaleCollapse,
     ClippingAlwaysActive,
     ExplodingTensor,

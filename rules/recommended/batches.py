@@ -123,7 +123,7 @@ class LabelsInOrder(Rule):
     derived = ("class_counts",)
     calibrated = (("share", "higher"),)
 
-    def __init__(self, *, batches: int = 40, share: float = 0.6) -> None:
+    def __init__(self, *, batches: int = 20, share: float = 0.6) -> None:
         if batches < 10:
             raise ValueError(f"batches is {batches}; expected 10 or more")
         if not 0 < share <= 1:

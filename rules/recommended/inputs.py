@@ -16,6 +16,7 @@ from stepwatch.rules.step import StatColumns, Step
 
 _NOTHING = "no inputs of a model were recorded"
 _COLUMNS = len(STAT_COLUMNS)
+_SAME_SAMPLES = 40
 
 
 class Inputs(StatColumns):
@@ -106,7 +107,8 @@ class ConstantInput(_InputRule):
     """All samples of a batch are the same: the model can learn nothing but one answer for all.
 
     It fires where in each of the last ``patience`` saved training steps, and for every tensor that a model is called
-    with, all of at least two samples were identical. Steps whose labels are known and all alike do not count.
+    with, all of at least two samples were identical, and there were 40 samples or more beside the first of each batch:
+    two samples of few values may be the same by chance. Steps whose labels are known and all alike do not count.
 
     Args:
         patience: saved training steps in a row, at least 2.
@@ -114,12 +116,13 @@ class ConstantInput(_InputRule):
 
     severity = Severity.WARNING
 
-    def __init__(self, *, patience: int = 20) -> None:
+    def __init__(self, *, patience: int = 8) -> None:
         if patience < 2:
             raise ValueError(f"patience is {patience}; expected 2 or more")
         super().__init__()
         self.patience = patience
         self._since: dict[str, list[int]] = {}
+        self._same: dict[str, int] = {}  # samples that were as the first of their batch
         self._longest = 0
         self._fired = False
 
@@ -131,11 +134,14 @@ class ConstantInput(_InputRule):
             same = inputs.identical[rows].all() and inputs.samples[rows].max() > 1
             if not same or _labels_are_alike(step):
                 self._since.pop(model, None)
+                self._same.pop(model, None)
                 continue
             since = self._since.setdefault(model, [])
             since.append(step.step)
-            self._longest = max(self._longest, len(since))
-            if len(since) >= self.patience and not self._fired:
+            self._same[model] = self._same.get(model, 0) + int(inputs.samples[rows].max()) - 1
+            enough = self._same[model] >= _SAME_SAMPLES
+            self._longest = max(self._longest, len(since) if enough else min(len(since), self.patience - 1))
+            if len(since) >= self.patience and enough and not self._fired:
                 self._fired = True
                 yield self._say(step, [inputs.names[row] for row in rows], since[0], int(inputs.samples[rows].max()))
 
@@ -144,10 +150,10 @@ class ConstantInput(_InputRule):
             step,
             first_step=first,
             tensors=names,
-            value=self.patience,
+            value=self._longest,
             threshold=self.patience,
-            message=f"all {samples} samples of a batch are the same in {names[0]}, in each of the last {self.patience} "
-            f"saved steps since {first}: the model cannot tell them apart",
+            message=f"all {samples} samples of a batch are the same in {names[0]}, at each of the saved steps "
+            f"since {first}: the model cannot tell them apart",
             suggestion="look at a batch: an index that is not used, a reader that returns its first record, an "
             "augmentation or a normalisation that leaves nothing over",
             evidence={"series": names, "quantity": INPUT_QUANTITY, "unit": "saved steps in a row"},

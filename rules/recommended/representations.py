@@ -14,10 +14,11 @@ from stepwatch.probe.store.schema import OUTPUT_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.recommended.inputs import Inputs
 from stepwatch.rules.rule import Rule
-from stepwatch.rules.series import TrainingLoss, noise_of, spell
+from stepwatch.rules.series import TrainingLoss, median, noise_of, spell
 from stepwatch.rules.step import Step, TensorSet
 
 _NAMED = 12
+_AT_MOST = 10.0  # times the share, in any of the steps
 
 
 class CollapsedOutput(Rule):
@@ -25,8 +26,8 @@ class CollapsedOutput(Rule):
 
     Of an output with at least two numbers for each sample, the variance between samples (averaged over the numbers)
     is held against the variance of all its entries. It has collapsed where that share was ``before`` or more and
-    is below ``share`` in each of the last ``patience`` saved training steps: embeddings of self-supervised training
-    that are all one vector, a generator with one picture, a classifier with one answer.
+    over the last ``patience`` saved training steps its median is below ``share`` and none is ten times that: embeddings
+    of self-supervised training that are all one vector, a generator with one picture, a classifier with one answer.
 
     Args:
         share: share of the variance that is between samples, below which they are all alike, in (0, 1).
@@ -49,7 +50,7 @@ class CollapsedOutput(Rule):
         self.patience = patience
         self._steps: list[int] = []
         self._largest: dict[str, float] = {}
-        self._since: dict[str, list[int]] = {}
+        self._small: dict[str, list[tuple[int, float]]] = {}  # steps in a row, and the share at each
         self._longest = 0
         self._said: set[str] = set()
 
@@ -69,15 +70,19 @@ class CollapsedOutput(Rule):
                 continue  # NaN is in no range
             share = between / total
             self._largest[name] = max(self._largest.get(name, 0.0), share)
-            if share >= self.share or self._largest[name] < self.before:
-                self._since.pop(name, None)
+            if share >= _AT_MOST * self.share or self._largest[name] < self.before:
+                self._small.pop(name, None)
                 continue
-            since = self._since.setdefault(name, [])
-            since.append(step.step)
-            self._longest = max(self._longest, len(since))
-            if len(since) >= self.patience and name not in self._said:
+            small = self._small.setdefault(name, [])
+            small.append((step.step, share))
+            recent = small[-self.patience :]
+            usual = median([each for _, each in recent])
+            if usual >= self.share:
+                continue
+            self._longest = max(self._longest, len(recent))
+            if len(recent) == self.patience and name not in self._said:
                 self._said.add(name)
-                yield self._say(step, name, share, since[0])
+                yield self._say(step, name, usual, recent[0][0])
 
     def _say(self, step: Step, name: str, share: float, first: int) -> Finding:
         return self.finding(

@@ -21,7 +21,7 @@ class _RateAndLoss(Rule):
     """Keeps the training loss and the highest rate of the first optimizer's groups, step by step."""
 
     severity = Severity.WARNING
-    needed = 200
+    needed = 100
 
     def __init__(self) -> None:
         self._loss = TrainingLoss()
