@@ -98,23 +98,32 @@ def gpt(seed: int, run: Path, interval: int, *, rate: float = 3e-3, stops: bool 
                 model.train()
 
 
+class Letters(nn.Module):
+    """A recurrent network by hand."""
+
+    def __init__(self, known: int) -> None:
+        super().__init__()
+        self.i2h, self.i2o = nn.Linear(known + 64, 64), nn.Linear(known + 64, known)
+
+    def forward(self, letter: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([letter, hidden], 1)
+        return self.i2o(both).log_softmax(1), self.i2h(both)
+
+
 def names(seed: int, run: Path, interval: int, *, rate: float = 5e-3) -> None:
-    """The recurrent network by hand, a letter at a time, updated by hand after every name; loss of the mean letter."""
+    """Called for each letter, updated by hand after every name, without an optimizer."""
     torch.manual_seed(seed)
     text, known = characters()
-    joined, out = nn.Linear(known + 64, 64), nn.Linear(known + 64, known)
-    model = nn.ModuleDict({"i2h": joined, "i2o": out})
-    criterion = nn.NLLLoss()
+    model, criterion = Letters(known), nn.NLLLoss()
     with hook(run, model, None, None, interval):
-        for _ in range(500):
+        for _ in range(150):
             place = int(torch.randint(len(text) - 13, ()))
             line = functional.one_hot(text[place : place + 12], known).float()
-            hidden, loss = torch.zeros(64), torch.zeros(())
+            hidden, loss = torch.zeros(1, 64), torch.zeros(())
             model.zero_grad()
             for letter, wanted in zip(line, text[place + 1 :], strict=False):
-                both = torch.cat([letter, hidden])
-                hidden = joined(both)
-                loss = loss + criterion(out(both).log_softmax(0), wanted)
+                output, hidden = model(letter[None], hidden)
+                loss = loss + criterion(output, wanted[None])
             loss.backward()
             for parameter in model.parameters():
                 parameter.data.add_(parameter.grad.data, alpha=-rate)

@@ -2,18 +2,21 @@
 
 Recorded as the quantity ``loss_input`` of ``loss`` in the first saved training steps, each kind once. The walk goes
 from the loss through arithmetic to the functions that compare an output with a target, and sees from which operation
-their input comes; it looks at names and shapes, never at numbers, and so waits for no device.
+their input comes. It looks at names and shapes, and at one number: how many targets lie where the output cannot get.
+That one is fetched like statistics, so that nothing waits for a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.mode_keys import TRAINING
 from stepwatch.probe.recorder import OpenRecord
 from stepwatch.probe.store.schema import LOSS_INPUT_QUANTITY, LossInput
@@ -40,6 +43,14 @@ _CRITERIA = {
     "NllLoss": _LIKELIHOOD,
     "NllLoss2D": _LIKELIHOOD,
 }
+_RANGES = {
+    "Relu": (LossInput.RELU_OUT_OF_REACH, 0.0, math.inf),
+    "Sigmoid": (LossInput.SIGMOID_OUT_OF_REACH, 0.0, 1.0),
+    "Softmax": (LossInput.SIGMOID_OUT_OF_REACH, 0.0, 1.0),
+    "Tanh": (LossInput.TANH_OUT_OF_REACH, -1.0, 1.0),
+}
+"""Where the outputs of an operation lie."""
+_BESIDE = 0.05  # targets that are so little out of reach do not count
 _DISTANCES = frozenset({"MseLoss", "SmoothL1Loss", "HuberLoss"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Pow", "Abs", *_DISTANCES})
 _SAME_NUMBERS = frozenset(
@@ -48,12 +59,19 @@ _SAME_NUMBERS = frozenset(
 )
 
 
+class _Found(NamedTuple):
+    """What was found of one of the functions: ``number`` gives the other number of the vector."""
+
+    problem: LossInput
+    number: Callable[[], float] = float
+
+
 class LossInputs:
     """Adds the derived quantity ``loss_input``."""
 
     def __init__(self) -> None:
         self._looks = 0
-        self._told: set[tuple[LossInput, int]] = set()
+        self._told: set[LossInput] = set()
 
     def look(self, record: OpenRecord, losses: Sequence[torch.Tensor]) -> None:
         """These losses were computed, or a backward pass begins on them."""
@@ -61,19 +79,17 @@ class LossInputs:
             return
         known = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         self._looks += bool(known)
-        untold = {each for node in known for each in _walk(node)} - self._told
+        untold = [found for node in known for found in _walk(node) if found.problem not in self._told]
         if untold:
-            worst = max(untold)  # what else there is, is told by the next look
-            self._told.add(worst)
-            record.add_derived("loss", LOSS_INPUT_QUANTITY, lambda: _vector(*worst))
+            worst = max(untold, key=lambda found: found.problem)  # what else there is, is told by the next look
+            self._told.add(worst.problem)
+            record.add_derived(
+                "loss", LOSS_INPUT_QUANTITY, lambda: np.array([worst.problem, worst.number()], np.float64)
+            )
 
 
-def _vector(problem: LossInput, rows: int) -> NDArray[np.float64]:
-    return np.array([problem, rows], dtype=np.float64)
-
-
-def _walk(loss: Any) -> Iterator[tuple[LossInput, int]]:
-    """Each function that compares an output with a target, and over how many rows it was broadcast."""
+def _walk(loss: Any) -> Iterator[_Found]:
+    """Each function that compares an output with a target."""
     waiting = [loss]
     for _ in range(_NODES):
         if not waiting:
@@ -84,14 +100,24 @@ def _walk(loss: Any) -> Iterator[tuple[LossInput, int]]:
             waiting += behind
         elif name in _CRITERIA:
             if behind:
-                yield _CRITERIA[name].get(_name(_source(behind[0])), LossInput.SOUND), 0
+                yield _Found(_CRITERIA[name].get(_name(_source(behind[0])), LossInput.SOUND))
         elif name in _ARITHMETIC:
             rows = _broadcast_rows(node)
             if rows:
-                yield LossInput.BROADCAST, rows
-            elif name in _DISTANCES:
-                yield LossInput.SOUND, 0
+                yield _Found(LossInput.BROADCAST, functools.partial(float, rows))
+            elif name in _DISTANCES and behind:
+                yield _reach(node, _name(_source(behind[0])))
             waiting += behind
+
+
+def _reach(distance: Any, operation: str) -> _Found:
+    """How many targets of a distance are out of reach of the operation that made the predictions."""
+    target = getattr(distance, "_saved_target", None)
+    if operation not in _RANGES or target is None:
+        return _Found(LossInput.SOUND)
+    problem, low, high = _RANGES[operation]
+    beyond = Fetch(((target < low - _BESIDE) | (target > high + _BESIDE)).float().mean().reshape(1))
+    return _Found(problem, lambda: float(beyond()))
 
 
 def _name(node: Any) -> str:

@@ -212,7 +212,8 @@ PADDING_QUANTITY = "padding"
 """Derived quantity: entries of a batch that are padding, and all entries."""
 
 LOSS_INPUT_QUANTITY = "loss_input"
-"""Derived quantity of ``loss``, in the first saved training steps: [a :class:`LossInput`, rows that were broadcast]."""
+"""Derived quantity of ``loss``, in the first saved training steps: [a :class:`LossInput`, rows that were broadcast or
+the share of targets out of reach]."""
 
 
 class LossInput(IntEnum):
@@ -228,3 +229,6 @@ class LossInput(IntEnum):
     LOGITS_TO_LIKELIHOOD = 7
     PROBABILITIES_TO_LIKELIHOOD = 8
     BROADCAST = 9
+    RELU_OUT_OF_REACH = 10
+    SIGMOID_OUT_OF_REACH = 11
+    TANH_OUT_OF_REACH = 12

@@ -10,6 +10,15 @@ from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
 _BOUNDED = "give it the logits: leave out the {0} before the loss, and use it for predictions only"
+
+
+def _out_of_reach(activation: str, where: str) -> tuple[str, str]:
+    return (
+        f"the model ends in a {activation}, and {{0:.0%}} of the targets lie {where}: no training can reach them",
+        f"leave out the {activation} after the last layer, or scale the targets into its range",
+    )
+
+
 _SAID: dict[LossInput, tuple[str, str]] = {
     LossInput.SOFTMAX_TO_CROSS_ENTROPY: (
         "the cross-entropy is given the output of a softmax and takes the softmax of it again: its logits lie between "
@@ -51,11 +60,15 @@ _SAID: dict[LossInput, tuple[str, str]] = {
         "use CrossEntropyLoss with the logits, or LogSoftmax in place of Softmax",
     ),
     LossInput.BROADCAST: (
-        "predictions and targets of {0} samples differ in shape, one of them being a column: each prediction is held "
-        "against the targets of all {0} samples, so that the best answer to everything is their mean",
+        "predictions and targets of {0:.0f} samples differ in shape, one of them being a column: each prediction is held "
+        "against the targets of all {0:.0f} samples, so that the best answer to everything is their mean",
         "give both the same shape: squeeze(1) of the predictions, or unsqueeze(1) of the targets",
     ),
+    LossInput.RELU_OUT_OF_REACH: _out_of_reach("ReLU", "below zero, where it ends"),
+    LossInput.SIGMOID_OUT_OF_REACH: _out_of_reach("sigmoid or softmax", "outside 0 to 1, its range"),
+    LossInput.TANH_OUT_OF_REACH: _out_of_reach("tanh", "outside -1 to 1, its range"),
 }
+_SHARE = 0.1  # of the targets that must be out of reach
 
 
 class WrongLossInput(Rule):
@@ -64,8 +77,9 @@ class WrongLossInput(Rule):
     The hook reads from the graph that autograd keeps of the loss, in the first saved steps, which operation computed
     what the loss function was given. It fires where that is a softmax, a sigmoid or a ReLU before a loss that wants
     logits, no logarithm before a negative log-likelihood, or where predictions of shape [N, 1] and targets of shape
-    [N] (or the other way round) were broadcast to N x N pairs. It is certain, not estimated: at the first step. A loss
-    computed within a compiled function keeps no such graph.
+    [N] (or the other way round) were broadcast to N x N pairs; and where a tenth of the targets of a distance lie out of
+    the range of the activation that the model ends in. It is certain, not estimated: at the first step. A loss computed
+    within a compiled function keeps no such graph.
     """
 
     severity = Severity.WARNING
@@ -81,7 +95,8 @@ class WrongLossInput(Rule):
                 continue
             self._steps.append(step.step)
             problem = LossInput(int(vector[0]))
-            if problem is LossInput.SOUND or problem in self._said:
+            reached = problem >= LossInput.RELU_OUT_OF_REACH and vector[1] < _SHARE
+            if problem is LossInput.SOUND or reached or problem in self._said:
                 continue
             self._said.add(problem)
             message, suggestion = _SAID[problem]
@@ -89,9 +104,9 @@ class WrongLossInput(Rule):
                 step,
                 first_step=step.step,
                 tensors=[name],
-                value=max(vector[1], 1.0),
-                threshold=0.0,
-                message=message.format(int(vector[1])),
+                value=vector[1],
+                threshold=_SHARE if problem >= LossInput.RELU_OUT_OF_REACH else 0.0,
+                message=message.format(vector[1]),
                 suggestion=suggestion,
                 evidence={"series": [name], "quantity": LOSS_INPUT_QUANTITY},
                 severity=Severity.INFO if problem is LossInput.RELU_TO_CROSS_ENTROPY else self.severity,

@@ -78,7 +78,7 @@ class NoGradient(Rule):
 
     severity = Severity.WARNING
 
-    def __init__(self, *, saved_steps: int = 10, span: int = 100) -> None:
+    def __init__(self, *, saved_steps: int = 10, span: int = 50) -> None:
         positive("saved_steps", saved_steps)
         positive("span", span)
         self.saved_steps = saved_steps

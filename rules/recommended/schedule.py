@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
 from stepwatch.rules.rule import Rule
@@ -15,6 +16,12 @@ from stepwatch.rules.step import Step
 
 _OF_FIRST_OPTIMIZER = re.compile(r"learning_rate(/group_\d+)?$")
 _EVERY = 20  # steps between two looks at a series
+_NOTHING = 0.1  # of the share below which a rate is spent
+_IDLE = 2 / 3  # of all steps
+_SUGGESTION = (
+    "make the schedule as long as the job: check its number of steps, and whether its counter counts epochs or steps; "
+    "or stop here and train on with a higher rate"
+)
 
 
 class _RateAndLoss(Rule):
@@ -55,6 +62,9 @@ class LearningRateDecayedEarly(_RateAndLoss):
     than that was gained since. A schedule that ends where the job ends is spent for a few per cent of its steps; one
     that ends when the loss has become flat, and one that restarts, are no findings.
 
+    Where the batches are so noisy that the loss cannot tell, the schedule does: it fires as well where the rate has
+    been below a tenth of that ``share`` for two thirds of all steps, whatever the loss did before.
+
     Args:
         share: share of the highest rate below which it is spent, in (0, 0.5).
         falling: share of what was gained that the last quarter of the steps before must have brought, in (0, 1).
@@ -83,12 +93,36 @@ class LearningRateDecayedEarly(_RateAndLoss):
         spent = int(in_use[-1]) + 1 if highest > 0 else 0  # from here on
         if spent < self.needed // 4 or len(rates) - spent < len(rates) / 4 or not rates[-1] > 0:
             return
+        yield from self._judge_loss(step, rates, spent) or self._judge_rate(step, rates)
+
+    def _judge_rate(self, step: Step, rates: NDArray[np.float64]) -> list[Finding]:
+        nothing = _NOTHING * self.share * rates.max()
+        idle = len(rates) - 1 - int(np.flatnonzero(rates >= nothing)[-1])
+        if idle < _IDLE * len(rates):
+            return []
+        self._fired = True
+        since = self._loss.steps[len(rates) - idle]
+        return [
+            self.finding(
+                step,
+                first_step=since,
+                tensors=[self._loss.name],
+                value=idle / len(rates),
+                threshold=_IDLE,
+                message=f"the learning rate has been below {100 * _NOTHING * self.share:.3g} % of its highest since "
+                f"step {since}, for {idle} of {len(rates)} steps: nothing more is learned",
+                suggestion=_SUGGESTION,
+                evidence={"series": [self._loss.name, "learning_rate"], "unit": "share of the steps"},
+            )
+        ]
+
+    def _judge_loss(self, step: Step, rates: NDArray[np.float64], spent: int) -> list[Finding]:
         # Near its end a schedule takes such small steps that the loss is flat: what counts is how it fell before.
-        at_work = int(np.flatnonzero(rates >= highest / 10)[-1]) + 1
+        at_work = int(np.flatnonzero(rates >= rates.max() / 10)[-1]) + 1
         values = np.array(self._loss.values)
         before, after = values[:at_work], values[spent:]
         if not np.isfinite(values).all() or at_work < self.needed // 8:
-            return
+            return []
         quarters = block_medians(before, 4)
         start, level, end = (
             float(np.median(values[:5])),
@@ -98,25 +132,26 @@ class LearningRateDecayedEarly(_RateAndLoss):
         gained, lately = start - level, float(quarters[2] - quarters[3])
         half = before[len(before) // 2 :]
         if gained <= 0 or trend_z(block_medians(half, min(len(half), 40))) > -2.5:
-            return
+            return []
         self._margin = max(self._margin, lately / gained / self.falling)
         if lately < self.falling * gained or level - end > lately:
-            return
+            return []
         self._fired = True
-        yield self.finding(
-            step,
-            first_step=self._loss.steps[spent],
-            tensors=[self._loss.name],
-            value=lately / gained,
-            threshold=self.falling,
-            message=f"the learning rate has been below {100 * self.share:.3g} % of its highest since step "
-            f"{self._loss.steps[spent]}, for {len(after)} of {len(rates)} steps; the loss was still falling then "
-            f"(by {100 * lately / gained:.0f} % of all that was gained in the last quarter before) and stands at "
-            f"{spell(end)} since",
-            suggestion="make the schedule as long as the job: check its number of steps, and whether its counter "
-            "counts epochs or steps; or stop here and train on with a higher rate",
-            evidence={"series": [self._loss.name, "learning_rate"], "unit": "loss"},
-        )
+        return [
+            self.finding(
+                step,
+                first_step=self._loss.steps[spent],
+                tensors=[self._loss.name],
+                value=lately / gained,
+                threshold=self.falling,
+                message=f"the learning rate has been below {100 * self.share:.3g} % of its highest since step "
+                f"{self._loss.steps[spent]}, for {len(after)} of {len(rates)} steps; the loss was still falling then "
+                f"(by {100 * lately / gained:.0f} % of all that was gained in the last quarter before) and stands at "
+                f"{spell(end)} since",
+                suggestion=_SUGGESTION,
+                evidence={"series": [self._loss.name, "learning_rate"], "unit": "loss"},
+            )
+        ]
 
 
 class LearningRateGrowing(_RateAndLoss):

@@ -194,7 +194,7 @@ class UnchangedTensor(Rule):
 
     severity = Severity.WARNING
 
-    def __init__(self, *, saved_steps: int = 10, span: int = 100) -> None:
+    def __init__(self, *, saved_steps: int = 10, span: int = 50) -> None:
         positive("saved_steps", saved_steps)
         positive("span", span)
         self.saved_steps = saved_steps

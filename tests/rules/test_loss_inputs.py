@@ -19,7 +19,7 @@ from stepwatch.rules.replay import analyze
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 CLASSES = torch.arange(6) % 3
-SHARES = torch.rand(6)
+SHARES = torch.tensor([0.1, 0.3, 0.45, 0.6, 0.8, 0.95])
 MASKS = torch.zeros(6, 4, 4, dtype=torch.int64)
 
 
@@ -71,6 +71,9 @@ WRONG: dict[str, tuple[int, Loss, str]] = {
     "column against row": (1, lambda x: functional.mse_loss(x, SHARES), "all 6 samples"),
     "row against column": (1, lambda x: functional.l1_loss(x[:, 0], SHARES[:, None]), "all 6 samples"),
     "column against row, by hand": (1, lambda x: (SHARES - x).pow(2).mean(), "all 6 samples"),
+    "targets below a relu": (1, lambda x: functional.mse_loss(x.relu()[:, 0], SHARES - 0.5), "no training can reach"),
+    "targets beyond a sigmoid": (1, lambda x: functional.huber_loss(x.sigmoid()[:, 0], 9 * SHARES), "outside 0 to 1"),
+    "targets beyond a tanh": (1, lambda x: functional.smooth_l1_loss(x.tanh()[:, 0], SHARES + 1), "outside -1 to 1"),
     "column against row, Huber": (1, lambda x: functional.huber_loss(x, SHARES), "all 6 samples"),
 }
 SOUND: dict[str, tuple[int, Loss]] = {
@@ -86,6 +89,7 @@ SOUND: dict[str, tuple[int, Loss]] = {
     "binary": (1, lambda x: functional.binary_cross_entropy_with_logits(x[:, 0], SHARES)),
     "sigmoid and its own loss": (1, lambda x: functional.binary_cross_entropy(x.sigmoid()[:, 0], SHARES)),
     "regression of bounded numbers": (1, lambda x: functional.mse_loss(x.sigmoid()[:, 0], SHARES)),
+    "targets that a relu reaches": (1, lambda x: functional.mse_loss(x.relu()[:, 0], SHARES)),
     "all pairs of samples": (1, lambda x: (x - x.T).pow(2).mean()),
     "one answer for all": (1, lambda x: functional.mse_loss(x.mean().expand(6), SHARES)),
 }
