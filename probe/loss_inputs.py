@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.mode_keys import TRAINING
@@ -65,6 +66,9 @@ class _Found(NamedTuple):
     problem: LossInput
     number: Callable[[], float] = float
 
+    def vector(self) -> NDArray[np.float64]:
+        return np.array([self.problem, self.number()], dtype=np.float64)
+
 
 class LossInputs:
     """Adds the derived quantity ``loss_input``."""
@@ -83,9 +87,7 @@ class LossInputs:
         if untold:
             worst = max(untold, key=lambda found: found.problem)  # what else there is, is told by the next look
             self._told.add(worst.problem)
-            record.add_derived(
-                "loss", LOSS_INPUT_QUANTITY, lambda: np.array([worst.problem, worst.number()], np.float64)
-            )
+            record.add_derived("loss", LOSS_INPUT_QUANTITY, worst.vector)
 
 
 def _walk(loss: Any) -> Iterator[_Found]:

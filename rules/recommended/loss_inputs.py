@@ -60,8 +60,8 @@ _SAID: dict[LossInput, tuple[str, str]] = {
         "use CrossEntropyLoss with the logits, or LogSoftmax in place of Softmax",
     ),
     LossInput.BROADCAST: (
-        "predictions and targets of {0:.0f} samples differ in shape, one of them being a column: each prediction is held "
-        "against the targets of all {0:.0f} samples, so that the best answer to everything is their mean",
+        "predictions and targets of {0:.0f} samples differ in shape, one of them being a column: each prediction is "
+        "held against the targets of all {0:.0f} samples, so that the best answer to everything is their mean",
         "give both the same shape: squeeze(1) of the predictions, or unsqueeze(1) of the targets",
     ),
     LossInput.RELU_OUT_OF_REACH: _out_of_reach("ReLU", "below zero, where it ends"),
@@ -77,9 +77,9 @@ class WrongLossInput(Rule):
     The hook reads from the graph that autograd keeps of the loss, in the first saved steps, which operation computed
     what the loss function was given. It fires where that is a softmax, a sigmoid or a ReLU before a loss that wants
     logits, no logarithm before a negative log-likelihood, or where predictions of shape [N, 1] and targets of shape
-    [N] (or the other way round) were broadcast to N x N pairs; and where a tenth of the targets of a distance lie out of
-    the range of the activation that the model ends in. It is certain, not estimated: at the first step. A loss computed
-    within a compiled function keeps no such graph.
+    [N] (or the other way round) were broadcast to N x N pairs; and where a tenth of the targets of a distance lie out
+    of the range of the activation that the model ends in. It is certain, not estimated: at the first step. A loss
+    computed within a compiled function keeps no such graph.
     """
 
     severity = Severity.WARNING
