@@ -17,20 +17,24 @@ from stepwatch.rules.step import Step
 log = logging.getLogger("stepwatch")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Evaluation:
-    """One rule over one rank, or over the whole run."""
+    """One rule over one rank, or over the whole run.
+
+    Attributes:
+        simple: whether it sees every step as it is.
+    """
 
     spec: RuleSpec
     rule: Rule
     findings: list[Finding] = field(default_factory=list)
     error: str = ""
     narrowed: TensorFilter | None = field(init=False)
-    always: bool = field(init=False)
+    simple: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.always = self.spec.start_step <= 0 and self.spec.end_step is None
         self.narrowed = TensorFilter(self.spec.tensors) if self.spec.tensors else None
+        self.simple = self.spec.start_step <= 0 and self.spec.end_step is None and self.narrowed is None
 
     @property
     def state(self) -> tuple[Any, ...]:
@@ -72,35 +76,28 @@ class Engine:
 
     def feed(self, step: Step) -> list[Finding]:
         """Show a rank's step to every rule about a rank; returns what they found in it."""
-        found: list[Finding] = []
         step.shared = self._shared.setdefault(step.rank, {})
-        for evaluation in (*self._of_rank(step.rank), *self._between):
-            if not evaluation.error and (evaluation.always or evaluation.spec.judges(step.step)):
-                shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
-                found += self._ask(evaluation, evaluation.rule.observe, shown)
-        return found
+        return _show(step, (*self._of_rank(step.rank), *self._between))
 
     def waited(self, rank: int, now_ns: int) -> list[Finding]:
         """The rank has recorded nothing more by this time; returns what is found in that."""
         found: list[Finding] = []
         for evaluation in self._of_rank(rank):
             if not evaluation.error:
-                found += self._ask(evaluation, evaluation.rule.waited, now_ns)
+                found += _ask(evaluation, evaluation.rule.waited, now_ns)
         return found
 
     def watch(self, event: Step | Sample) -> list[Finding]:
         """Show a step of any rank, or a sample, to every rule about the run; they come in the order of time."""
+        if not isinstance(event, Sample):
+            return _show(event, self._whole)
         found: list[Finding] = []
-        if isinstance(event, Sample):
-            node, now = event.node, event.seconds
-            for rule, evaluation, moments in self._takers_of(event.layout):
-                if not (evaluation.error or (moments is not None and moments.pauses(node, now))):
-                    found += self._ask(evaluation, rule.sample, event)
-            return found
-        for evaluation in self._whole:
-            if not evaluation.error and (evaluation.always or evaluation.spec.judges(event.step)):
-                found += self._ask(evaluation, evaluation.rule.observe, event)
+        node, now = event.node, event.seconds
+        for rule, evaluation, moments in self._takers_of(event.layout):
+            if not (evaluation.error or (moments is not None and moments.pauses(node, now))):
+                found += _ask(evaluation, rule.sample, event)
         return found
+        return _show(event, self._whole)
 
     def _takers_of(self, layout: Layout) -> list[_Taker]:
         takers = self._takers.get(layout)
@@ -175,25 +172,55 @@ class Engine:
         found: list[Finding] = []
         for evaluation in evaluations:
             if not evaluation.error:
-                found += self._ask(evaluation, evaluation.rule.conclude)
+                found += _ask(evaluation, evaluation.rule.conclude)
         return found
 
-    def _ask(
-        self, evaluation: _Evaluation, question: Callable[..., Iterable[Finding] | None], *about: object
-    ) -> Sequence[Finding]:
+
+def _show(step: Step, evaluations: Iterable[_Evaluation]) -> list[Finding]:
+    """Show a step to rules; written for speed, since nearly always none of them has anything to say."""
+    found: list[Finding] = []
+    for evaluation in evaluations:
+        if evaluation.error:
+            continue
+        shown = step
         try:
-            answer = question(*about)
-            said = list(answer) if answer else ()
+            if not evaluation.simple:
+                if not evaluation.spec.judges(step.step):
+                    continue
+                shown = step if evaluation.narrowed is None else evaluation.narrowed(step)
+            answer = evaluation.rule.observe(shown)
+            said = answer if answer.__class__ is tuple else tuple(answer or ())
         except Exception as error:
-            evaluation.error = f"{type(error).__name__}: {error}"
-            log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
-            return ()
-        if not said:  # as nearly always
-            return ()
-        spec = evaluation.spec
-        found = [replace(each, docs=spec.docs, severity=spec.severity or each.severity) for each in said]
-        evaluation.findings += found
-        return found
+            _fail(evaluation, error)
+            continue
+        if said:
+            found += _take(evaluation, said)
+    return found
+
+
+def _ask(
+    evaluation: _Evaluation, question: Callable[..., Iterable[Finding] | None], *about: object
+) -> Sequence[Finding]:
+    try:
+        answer = question(*about)
+        said = tuple(answer) if answer else ()
+    except Exception as error:
+        _fail(evaluation, error)
+        return ()
+    return _take(evaluation, said) if said else ()
+
+
+def _fail(evaluation: _Evaluation, error: Exception) -> None:
+    """The rule is left out from now on."""
+    evaluation.error = f"{type(error).__name__}: {error}"
+    log.warning("rule %s failed: %s", evaluation.rule.name, evaluation.error, exc_info=error)
+
+
+def _take(evaluation: _Evaluation, said: Iterable[Finding]) -> list[Finding]:
+    spec = evaluation.spec
+    found = [replace(each, docs=spec.docs, severity=spec.severity or each.severity) for each in said]
+    evaluation.findings += found
+    return found
 
 
 def _verdict(name: str, evaluations: list[_Evaluation], live: bool) -> RuleResult:

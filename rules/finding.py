@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepwatch.rules.history import SeenSteps
+
 
 class Severity(str, enum.Enum):
     """How bad a finding is; actions such as stop apply to ERROR unless configured otherwise."""
@@ -119,7 +121,7 @@ class Coverage:
     @classmethod
     def of(
         cls,
-        steps: Sequence[int],
+        steps: Sequence[int] | SeenSteps,
         *,
         tensors: int,
         missing: tuple[str, ...],

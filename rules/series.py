@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from array import array
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage
+from stepwatch.rules.history import History
 from stepwatch.rules.step import Step
 
 _FIRST = 20
+_KEPT = 4096
+_KEPT_STEPS = 1024
+_EVALUATIONS = 256
 _CAPTURED = re.compile(r"_output_\d+$")
 
 
@@ -28,8 +31,8 @@ class Points:
     """
 
     def __init__(self) -> None:
-        self.steps: array[int] = array("q")
-        self.values: array[float] = array("d")
+        self.steps: History[int] = History("q", _KEPT_STEPS)
+        self.values: History[float] = History("d", _KEPT, together=64)
         self._latest: tuple[int, str, int] | None = None
 
     def add(self, step: Step, value: float, known: int) -> bool:
@@ -50,7 +53,7 @@ class Points:
     def first(self, count: int) -> Points:
         """The first points, to go on in another way."""
         points = Points()
-        points.steps, points.values = self.steps[:count], self.values[:count]
+        points.steps, points.values = self.steps.head(count), self.values.head(count)
         return points
 
 
@@ -72,7 +75,7 @@ class TrainingLoss:
     Several training losses (a GAN's, a distillation's) have no common meaning of falling or rising; then
     there is no main loss, and rules about it stay silent.
 
-    What was seen of it is in memory once, however many rules look at it.
+    What was seen of it is in memory once, however many rules look at it, and takes bounded room.
 
     Attributes:
         name: the series.
@@ -85,16 +88,16 @@ class TrainingLoss:
         self._names: set[str] = set()
 
     @property
-    def steps(self) -> array[int]:
+    def steps(self) -> History[int]:
         """The steps of which it was seen; not to be changed."""
         steps = self._points.steps
-        return steps if len(steps) == self._count else steps[: self._count]
+        return steps if len(steps) == self._count else steps.head(self._count)
 
     @property
-    def values(self) -> array[float]:
+    def values(self) -> History[float]:
         """What was seen of it, non-finite values included; not to be changed."""
         values = self._points.values
-        return values if len(values) == self._count else values[: self._count]
+        return values if len(values) == self._count else values.head(self._count)
 
     def observe(self, step: Step) -> float | None:
         """The loss of this step, or None where it has none of its own."""
@@ -103,9 +106,10 @@ class TrainingLoss:
             return None
         if len(losses) > 1:
             captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
-        if not captured.keys() <= self._names:
-            self._names |= captured.keys()
-        if self.several:
+        names = self._names
+        if not captured.keys() <= names:
+            names |= captured.keys()
+        if len(names) > 1:
             return None
         ((self.name, value),) = captured.items()
         if not self._count and step.shared is not None:
@@ -218,8 +222,8 @@ class EvalCurve:
 
     def __init__(self) -> None:
         self.name = ""
-        self.steps: list[int] = []
-        self.values: list[float] = []
+        self.steps: History[int] = History("q", _EVALUATIONS)
+        self.values: History[float] = History("d", _EVALUATIONS)
         self._open: list[float] = []
         self._open_step = -1
 

@@ -103,6 +103,7 @@ class Step:
         saved: whether the step was due to be saved; losses and logged scalars are there at every step.
         values: whole tensors by name, where they were saved and a rule looks at them.
         shared: what the rules that judge this rank remember together; None where they are not fed by an engine.
+        training: whether this is a training step (a job that never names its mode is taken to train).
     """
 
     rank: int
@@ -117,12 +118,11 @@ class Step:
     saved: bool = True
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     shared: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    training: bool = field(init=False, repr=False, compare=False)
     _train_losses: dict[str, float] | None = field(default=None, init=False, repr=False, compare=False)
 
-    @property
-    def training(self) -> bool:
-        """Whether this is a training step (a job that never names its mode is taken to train)."""
-        return self.mode in ("TRAIN", "GLOBAL")
+    def __post_init__(self) -> None:
+        self.training = self.mode == "TRAIN" or self.mode == "GLOBAL"  # every rule asks
 
     def train_losses(self) -> dict[str, float]:
         """Training losses of this step by series name."""

@@ -199,8 +199,8 @@ class Tail:
             magic, attempt, turn = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0, 0)
             if (magic, attempt) != (MAGIC, self._attempt):
                 return -1
-            if turn == self._turn:
-                self._offset += self._parse(memoryview(os.pread(file, _LONGEST, self._offset)))
+            if turn == self._turn and (fresh := os.fstat(file).st_size - self._offset) > 0:
+                self._offset += self._parse(memoryview(os.pread(file, min(fresh, _LONGEST), self._offset)))
             return int(turn)
         except OSError:
             return -1
@@ -216,7 +216,7 @@ class Tail:
             end = middle + numbers
             if end > len(data) or zlib.crc32(data[at + _FRAME.size : end]) != checksum:
                 break
-            frame = self._decode(json.loads(bytes(data[at + _FRAME.size : middle])), data[middle:end])
+            frame = self._decode(json.loads(str(data[at + _FRAME.size : middle], "utf-8")), data[middle:end])
             for frames in self._readers:
                 frames.append(frame)
             at = end

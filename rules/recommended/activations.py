@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Stats, Step, TensorSet
 
@@ -33,7 +34,7 @@ class DeadRelu(Rule):
         self.share = share
         self._layers: set[str] = set()
         self._said: dict[str, Severity] = {}
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._margin = 0.0
         self._closest = ""
         self._since: dict[str, int] = {}
@@ -142,10 +143,10 @@ class SaturatedActivation(Rule):
         self._tensors: TensorSet | None = None
         self._rows: NDArray[np.intp] = np.empty(0, np.intp)
         self._sigmoid: NDArray[np.bool_] = np.empty(0, np.bool_)
-        self._since: dict[str, list[int]] = {}
+        self._since: dict[str, SeenSteps] = {}
         self._layers: set[str] = set()
         self._said: set[str] = set()
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._margin = 0.0
         self._closest = ""
 
@@ -166,7 +167,7 @@ class SaturatedActivation(Rule):
             if not slope < self.slope:  # NaN is no saturation
                 self._since.pop(name, None)
                 continue
-            since = self._since.setdefault(name, [])
+            since = self._since.setdefault(name, SeenSteps())
             since.append(step.step)
             margin = len(since) / self.patience
             if margin > self._margin:

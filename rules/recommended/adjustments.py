@@ -11,6 +11,7 @@ import numpy as np
 
 from stepwatch.probe.store.schema import CLIP_LIMIT_SCALAR, CLIP_NORM_SCALAR, CLIP_VALUE_SCALAR, SCALE_SCALAR
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import RisingRate, TrainingLoss, median, positive, spell
 from stepwatch.rules.step import Stats, Step
@@ -64,7 +65,7 @@ class ClippingAlwaysActive(Rule):
         self._loss = TrainingLoss()
         self._rate = RisingRate()
         self._clipped: dict[str, _Clipped] = {}
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._learns = False
         self._said = False
         self._margin = 0.0
@@ -175,7 +176,7 @@ class LossScaleCollapse(Rule):
         positive("patience", patience)
         self.scale = scale
         self.patience = patience
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._below: list[int] = []
         self._highest = 0.0
         self._lowest = math.inf

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import BATCH_QUANTITY, PADDING_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.step import Step
 
@@ -48,7 +49,7 @@ class RepeatedBatch(Rule):
         self._name = ""
         self._before: _Batch | None = None
         self._since: int | None = None
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._repeated = 0
         self._longest = 0.0
         self._compared = False
@@ -132,7 +133,7 @@ class LabelsInOrder(Rule):
         self.share = share
         self._name = ""
         self._window: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=batches)
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._margin = 0.0
         self._fired = False
 
@@ -214,7 +215,7 @@ class MostlyPadding(Rule):
         self.share = share
         self.batches = batches
         self._name = ""
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._counts = np.zeros(2)
         self._fired = False
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import positive
 from stepwatch.rules.step import Step
@@ -60,7 +61,7 @@ class ClassImbalance(Rule):
         self._since: int | None = None
         self._name = ""
         self._counts: NDArray[np.float64] | None = None
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._margin = 0.0
         self._fired = False
 

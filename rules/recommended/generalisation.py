@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import History
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import EvalCurve, TrainingLoss, noise_of, positive, spell, trend_z
 from stepwatch.rules.step import Step
@@ -39,7 +40,7 @@ class Overfit(Rule):
         self.fall = fall
         self._training = TrainingLoss()
         self._evals = EvalCurve()
-        self._train_levels: list[float] = []
+        self._train_levels: History[float] = History("d", 256)
         self._since = 0
         self._fired = False
         self._margin = 0.0
@@ -108,6 +109,6 @@ class Overfit(Rule):
         )
 
 
-def _level(values: list[float]) -> float | None:
+def _level(values: Sequence[float]) -> float | None:
     known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else None

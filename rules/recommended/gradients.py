@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import RecentMedian, TrainingLoss, median, positive, spell
 from stepwatch.rules.step import Stats, Step, TensorSet
@@ -47,7 +48,7 @@ class VanishingGradient(Rule):
         self.min_layers = min_layers
         self._layers: dict[TensorSet, NDArray[np.intp]] = {}
         self._below: list[int] = []
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._lowest = math.inf
         self._seen_layers = 0
         self._fired = False
@@ -192,7 +193,7 @@ class ExplodingTensor(Rule):
 
     def _judge_tensors(self, step: Step, stats: Stats, bad_loss: bool) -> Iterator[Finding]:
         self._tensors = max(self._tensors, len(stats.tensors))
-        if (stats.n_nan + stats.n_inf).any():
+        if np.count_nonzero(stats.n_nan) or np.count_nonzero(stats.n_inf):
             culprit = _first_bad(stats)
             if culprit is not None:
                 yield self._say_tensor(step, stats, culprit, bad_loss)
@@ -325,12 +326,14 @@ class _WeightGrowth:
     def growth(self, stats: Stats) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """(rows of the weight matrices that are not zero, their norm over their first one)."""
         rows, numbers = self._place(stats.tensors)
+        if not len(rows):
+            return rows, np.zeros(0)
         sizes = stats.l2[rows]
         some = sizes > 0
-        if not some.all():
+        if np.count_nonzero(some) < len(rows):
             rows, numbers, sizes = rows[some], numbers[some], sizes[some]
         new = self._first[numbers] == 0
-        if new.any():
+        if np.count_nonzero(new):
             self._first[numbers[new]] = sizes[new]
         return rows, sizes / self._first[numbers]
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import History
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import TrainingLoss, block_medians, due, spell, trend_z
 from stepwatch.rules.step import Stats, Step, TensorSet
@@ -18,6 +19,7 @@ _SAVED = 2 * _BLOCKS  # saved steps in it, at least
 _GAIN = 0.02  # of its level that the loss must gain to be worth something
 _LEARNED = 0.1  # of its start that the loss must have lost before
 _NAMED = 6
+_KEPT = 512
 
 
 class WeightNormGrowth(Rule):
@@ -46,12 +48,12 @@ class WeightNormGrowth(Rule):
         self.factor = factor
         self.min_steps = min_steps
         self._loss = TrainingLoss()
-        self._rates: list[float] = []
-        self._saved: list[int] = []  # number of losses before each
-        self._norms: list[float] = []
+        self._rates: History[float] = History("d", _KEPT)
+        self._saved: History[int] = History("q", _KEPT)  # number of losses before each
+        self._norms: History[float] = History("d", _KEPT)
         self._of_each: list[tuple[TensorSet, NDArray[np.float64]]] = []  # at the 1st, 2nd, 4th, 8th ... saved step
         self._latest: tuple[TensorSet, NDArray[np.float64]] | None = None
-        self._steps: list[int] = []
+        self._steps: History[int] = History("q", _KEPT)
         self._margin = 0.0
         self._fired = False
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from stepwatch.probe.store.schema import FIRST_LAYER_QUANTITY, INPUT_QUANTITY, STAT_COLUMNS
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.step import StatColumns, Step
@@ -37,7 +38,7 @@ class _InputRule(Rule):
     """Looks at all inputs of a saved training step."""
 
     def __init__(self) -> None:
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._names: set[str] = set()
 
     def observe(self, step: Step) -> Iterator[Finding]:
@@ -121,7 +122,7 @@ class ConstantInput(_InputRule):
             raise ValueError(f"patience is {patience}; expected 2 or more")
         super().__init__()
         self.patience = patience
-        self._since: dict[str, list[int]] = {}
+        self._since: dict[str, SeenSteps] = {}
         self._same: dict[str, int] = {}  # samples that were as the first of their batch
         self._longest = 0
         self._fired = False
@@ -136,7 +137,7 @@ class ConstantInput(_InputRule):
                 self._since.pop(model, None)
                 self._same.pop(model, None)
                 continue
-            since = self._since.setdefault(model, [])
+            since = self._since.setdefault(model, SeenSteps())
             since.append(step.step)
             self._same[model] = self._same.get(model, 0) + int(inputs.samples[rows].max()) - 1
             enough = self._same[model] >= _SAME_SAMPLES
@@ -199,7 +200,7 @@ class InputNotNormalized(Rule):
         self.scale = scale
         self._loss = TrainingLoss()
         self._labels = LabelCounts()
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._squares: list[float] = []
         self._name = ""
         self._saturated = ""

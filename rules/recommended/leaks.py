@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import BATCH_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import History
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import EvalCurve, LabelCounts, TrainingLoss, positive, spell
 from stepwatch.rules.step import Step
@@ -171,7 +172,7 @@ class LabelsLookShuffled(Rule):
         self._evals = EvalCurve()
         self._labels = LabelCounts()
         self._before: NDArray[np.float64] | None = None  # labels before the first evaluation
-        self._levels: list[float] = []  # training losses between evaluations
+        self._levels: History[float] = History("d", 256)  # training losses between evaluations
         self._since = 0
         self._margin = 0.0
         self._fired = False

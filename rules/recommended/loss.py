@@ -143,7 +143,7 @@ class LossNotDecreasing(Rule):
         if lowest > 14 or lowest == 0:
             return
         gained = medians[0] - medians[lowest]
-        error = 1.25 * noise_of(values) / math.sqrt(count / 20)
+        error = 1.25 * noise_of(values) / math.sqrt(count / self._loss.values.stride / 20)
         limit = medians[lowest] + max(self.share * gained, self.sigmas * error)
         lasting = float(medians[-4:].min())
         self._margin = max(self._margin, (lasting - medians[lowest]) / (limit - medians[lowest] + 1e-300))

@@ -10,6 +10,7 @@ import numpy as np
 
 from stepwatch.probe.store.schema import AGREEMENT_QUANTITY, BATCH_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import TrainingLoss, block_medians, positive, spell, trend_z
 from stepwatch.rules.step import Step
@@ -56,7 +57,7 @@ class GradientNoiseScale(Rule):
         self._batch: float | None = None
         self._same_data = False
         self._name = ""
-        self._steps: list[int] = []
+        self._steps = SeenSteps(pairs)
         self._ratio: float | None = None
         self._margin = 0.0
         self._fired = False

@@ -25,6 +25,7 @@ from stepwatch.rules.series import (
 from stepwatch.rules.step import Step
 
 _EVERY = 50  # steps between two looks at a series
+_SUMS = 128
 
 
 class StalledLoss(Rule):
@@ -90,7 +91,7 @@ class StalledLoss(Rule):
         if trend_z(medians) <= -2 and not self._evaluations_are_flat():
             return
         halves = block_medians(values, 2)
-        error = 1.25 * noise_of(values) * math.sqrt(4 / count)
+        error = 1.25 * noise_of(values) * math.sqrt(4 * self._loss.values.stride / count)
         if (halves[0] - halves[1] + 3 * error) / began >= self.gain:
             return
         guessing = self._labels.loss_of_guessing()
@@ -220,7 +221,7 @@ class NoBetterThanGuessing(Rule):
         self.min_steps = min_steps
         self.steps = steps
         self._name = ""
-        self._seen: list[tuple[int, NDArray[np.float64]]] = []
+        self._seen = _Counts()
         self._last: Step | None = None
         self._count = 0
         self._better: float | None = None
@@ -235,7 +236,7 @@ class NoBetterThanGuessing(Rule):
         for (name, quantity), vector in step.derived.items():
             if quantity == "class_counts" and (not self._name or name == self._name):
                 self._name = name
-                self._seen.append((step.step, vector.reshape(2, -1).astype(np.float64)))
+                self._seen.append(step.step, vector.reshape(2, -1))
         if self._count == self.steps:
             yield from self._judge()
 
@@ -245,10 +246,10 @@ class NoBetterThanGuessing(Rule):
             yield from self._judge()
 
     def _judge(self) -> Iterator[Finding]:
-        recent = self._recent()
+        recent = self._seen.latest_third()
         if recent is None or self._last is None or self._fired:
             return
-        labels, right = recent
+        first, (labels, right) = recent
         here = np.flatnonzero(labels)
         classes = len(here)
         if classes < 2 or labels.sum() < 30 * classes:
@@ -262,7 +263,6 @@ class NoBetterThanGuessing(Rule):
         if accuracy > limit or accuracy - guessing > 3 * error:
             return
         self._fired = True
-        first = self._seen[-self._window()][0]
         yield self.finding(
             self._last,
             first_step=first,
@@ -277,30 +277,63 @@ class NoBetterThanGuessing(Rule):
             evidence={"series": [self._name], "quantity": "class_counts", "unit": "samples"},
         )
 
-    def _window(self) -> int:
-        return max(len(self._seen) // 3, 1)
-
-    def _recent(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        last = [counts for _, counts in self._seen[-self._window() :]]
-        if len(self._seen) < 10 or any(counts.shape != last[0].shape for counts in last):
-            return None
-        labels, right = np.sum(last, axis=0)
-        return labels, right
-
     def coverage(self) -> Coverage:
         """See the base class."""
         missing: tuple[str, ...] = ()
-        if not self._seen:
+        if not self._seen.count:
             missing = ("no labels of a cross-entropy loss were recorded",)
         elif self._better is None and not self._fired:
             missing = (f"a run that has ended after {self.min_steps} steps or more, with 30 labels of each class",)
         return Coverage(
             decided=not missing,
-            steps=len(self._seen),
-            first_step=self._seen[0][0] if self._seen else None,
-            last_step=self._seen[-1][0] if self._seen else None,
+            steps=self._seen.count,
+            first_step=self._seen.first,
+            last_step=self._seen.last,
             tensors=1 if self._name else 0,
             missing=missing,
             margin=None if self._better is None else 1 / max(self._better, 1.0),
             closest=self._name,
         )
+
+
+class _Counts:
+    """How often each class was a label, and was predicted right; neighbouring steps are added up as a run grows.
+
+    Attributes:
+        count: how many steps were counted.
+        first, last: the first and the latest of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: int | None = None
+        self.last: int | None = None
+        self._sums: list[tuple[int, NDArray[np.float64]]] = []  # first step, [labels and right, classes]
+        self._of_each = 1  # steps that a sum holds
+        self._in_last = 0
+
+    def append(self, step: int, counts: NDArray[np.float64]) -> None:
+        """Take in float64 [labels and right, classes] of a step."""
+        same = bool(self._sums) and self._sums[-1][1].shape == counts.shape
+        if self._sums and not same:
+            self._sums, self._of_each, self._in_last = [], 1, 0
+        self.count += 1
+        self.first = step if self.first is None else self.first
+        self.last = step
+        if 0 < self._in_last < self._of_each:
+            self._sums[-1][1][:] += counts
+            self._in_last += 1
+            return
+        if len(self._sums) == _SUMS:
+            pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
+            self._sums = [(first, one + other) for (first, one), (_, other) in pairs]
+            self._of_each *= 2
+        self._sums.append((step, counts.astype(np.float64)))
+        self._in_last = 1
+
+    def latest_third(self) -> tuple[int, NDArray[np.float64]] | None:
+        """First step and sum of about the last third; None where ten steps were not seen yet."""
+        if self.count < 10:
+            return None
+        latest = self._sums[-max(len(self._sums) // 3, 1) :]
+        return latest[0][0], np.sum([counts for _, counts in latest], axis=0)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import PARAMETERS_SCALAR, ROLE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import positive
 from stepwatch.rules.step import Stats, Step, TensorSet
@@ -86,7 +87,7 @@ class NoGradient(Rule):
         self._roles = Roles()
         self._rows: dict[TensorSet, NDArray[np.intp]] = {}
         self._zero: set[str] | None = None
-        self._steps: list[int] = []
+        self._steps = SeenSteps(saved_steps)
         self._said: set[str] = set()
 
     def observe(self, step: Step) -> Iterator[Finding]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwatch.probe.store.schema import STAT_COLUMNS
 from stepwatch.rules.finding import Coverage, Finding
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import positive
 from stepwatch.rules.step import Step, TensorSet
 
+_COLUMNS = [STAT_COLUMNS.index(name) for name in ("min", "max", "l2", "abs_max")]
 _EVERY_STEP = 256
 _NAMED = 12
 
@@ -104,8 +106,7 @@ class ReplicaDrift(Rule):
             return
         rows = self._rows(step.stats.tensors)
         stats = step.stats
-        columns = [stats.min, stats.max, stats.l2, stats.abs_max]
-        values = np.stack([column[rows] for column in columns], axis=1).astype(np.float32)
+        values = stats.matrix[rows[:, None], _COLUMNS].astype(np.float32)
         gradients = stats.l2[stats.tensors.rows("gradients")].astype(np.float32)
         weights = _Weights(step.step, stats.tensors, rows, values, gradients)
         if step.rank != 0:

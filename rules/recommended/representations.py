@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import OUTPUT_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.recommended.inputs import Inputs
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import TrainingLoss, median, noise_of, spell
@@ -48,9 +49,9 @@ class CollapsedOutput(Rule):
         self.share = share
         self.before = before
         self.patience = patience
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._largest: dict[str, float] = {}
-        self._small: dict[str, list[tuple[int, float]]] = {}  # steps in a row, and the share at each
+        self._small: dict[str, deque[tuple[int, float]]] = {}  # the latest steps in a row, and the share at each
         self._longest = 0
         self._said: set[str] = set()
 
@@ -73,9 +74,8 @@ class CollapsedOutput(Rule):
             if share >= _AT_MOST * self.share or self._largest[name] < self.before:
                 self._small.pop(name, None)
                 continue
-            small = self._small.setdefault(name, [])
-            small.append((step.step, share))
-            recent = small[-self.patience :]
+            recent = self._small.setdefault(name, deque(maxlen=self.patience))
+            recent.append((step.step, share))
             usual = median([each for _, each in recent])
             if usual >= self.share:
                 continue
@@ -138,7 +138,7 @@ class ExplodingActivation(Rule):
         self._began: NDArray[np.float64] = np.empty(0)
         self._recent: deque[NDArray[np.float64]] = deque(maxlen=patience)
         self._lasted: NDArray[np.int64] = np.empty(0, np.int64)
-        self._steps: list[int] = []
+        self._steps = SeenSteps(patience)
         self._margin = 0.0
         self._closest = ""
         self._fired = False
@@ -236,8 +236,8 @@ class AttentionCollapse(Rule):
         self._rows: list[int] = []
         self._loss = TrainingLoss()
         self._lowest: dict[str, float] = {}
-        self._since: dict[str, list[int]] = {}
-        self._steps: list[int] = []
+        self._since: dict[str, SeenSteps] = {}
+        self._steps = SeenSteps()
         self._longest = 0.0
         self._said: set[str] = set()
 
@@ -263,7 +263,7 @@ class AttentionCollapse(Rule):
             if sharpness < self.sharpness or self._lowest[name] > 0.5:
                 self._since.pop(name, None)
                 continue
-            since = self._since.setdefault(name, [])
+            since = self._since.setdefault(name, SeenSteps())
             since.append(step.step)
             if len(since) >= self.patience and name not in self._said and not self._has_learned(since[0], step.step):
                 self._said.add(name)
@@ -275,12 +275,12 @@ class AttentionCollapse(Rule):
 
     def _has_learned(self, first: int, last: int) -> bool:
         steps = np.array(self._loss.steps)
-        values = np.array(self._loss.values)
+        values, stride = np.array(self._loss.values), self._loss.values.stride
         before = values[(steps >= 2 * first - last) & (steps < first)]
         after = values[steps >= (first + last) / 2]
         if not (len(before) and len(after)):
             return True
-        noise = 1.25 * noise_of(values[steps >= first]) * math.sqrt(1 / len(before) + 1 / len(after))
+        noise = 1.25 * noise_of(values[steps >= first]) * math.sqrt(stride / len(before) + stride / len(after))
         return bool(np.median(after) < np.median(before) - 3 * noise)
 
     def _say(self, step: Step, found: list[tuple[str, float, int]]) -> Finding:

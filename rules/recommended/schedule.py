@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import History
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import TrainingLoss, block_medians, due, noise_of, positive, spell, trend_z
 from stepwatch.rules.step import Step
 
 _OF_FIRST_OPTIMIZER = re.compile(r"learning_rate(/group_\d+)?$")
+_KEPT = 512
 _EVERY = 20  # steps between two looks at a series
 _NOTHING = 0.1  # of the share below which a rate is spent
 _IDLE = 2 / 3  # of all steps
@@ -32,7 +34,7 @@ class _RateAndLoss(Rule):
 
     def __init__(self) -> None:
         self._loss = TrainingLoss()
-        self._rates: list[float] = []
+        self._rates: History[float] = History("d", _KEPT)
         self._margin = 0.0
         self._fired = False
 

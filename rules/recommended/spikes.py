@@ -87,7 +87,9 @@ class LossSpike(Rule):
         self._deviations: deque[float] = deque(maxlen=_HISTORY)
         self._open: _Spike | None = None
         self._excused = False
-        self._since: list[float] = []  # levels since the open one began
+        self._since: deque[float] = deque(maxlen=max(patience // _BLOCK, _SETTLED))  # levels since the open one began
+        self._lasted = 0  # blocks since then
+        self._lowest = 0.0  # level since its peak
         self._seen: list[_Spike] = []
         self._said: set[str] = set()
         self._margin = 0.0
@@ -136,7 +138,7 @@ class LossSpike(Rule):
 
     def _jumps_again(self, step: Step, level: float, spike: _Spike) -> bool:
         """Whether it loses half of its height and gains as much before it has recovered: that is the next one."""
-        lowest = min(self._since[self._since.index(spike.peak) :])
+        lowest = self._lowest
         half = (spike.peak - spike.baseline) / 2
         if lowest > spike.baseline + half or level - lowest <= max(half, spike.limit - spike.baseline):
             return False
@@ -146,19 +148,23 @@ class LossSpike(Rule):
     def _open_one(self, baseline: float, limit: float, level: float) -> None:
         first = self._loss.steps[-_BLOCK]
         self._open = _Spike(first, baseline, limit, level)
-        self._since = [level]
+        self._since.clear()
+        self._since.append(level)
+        self._lasted, self._lowest = 1, level
         self._excused = first - self._restarts.last < _AFTER_RESTART
         if not self._excused:
             self._seen.append(self._open)
 
     def _follow(self, step: Step, level: float, spike: _Spike) -> Iterator[Finding]:
         """Whether the open one has come down."""
+        self._lowest = level if level > spike.peak else min(self._lowest, level)
         spike.peak = max(spike.peak, level)
         self._since.append(level)
-        lasted = len(self._since) * _BLOCK
+        self._lasted += 1
+        lasted = self._lasted * _BLOCK
         mostly = lasted >= self.patience and level < spike.baseline + _RECOVERED * (spike.peak - spike.baseline)
         low = spike.baseline + (spike.limit - spike.baseline) / self.factor
-        if mostly or max(self._since[-_SETTLED:]) < low:
+        if mostly or max(list(self._since)[-_SETTLED:]) < low:
             spike.recovered = step.step - spike.first_step
             self._open = None
             self._levels.append(level)
@@ -166,7 +172,7 @@ class LossSpike(Rule):
         left = level > self._start + _DIVERGED * abs(self._start)
         if lasted < self.patience or self._excused or left or "lasting" in self._said:
             return
-        recent = self._since[-self.patience // _BLOCK // 2 :]
+        recent = list(self._since)[-self.patience // _BLOCK // 2 :]
         if trend_z(recent) > -2:
             self._said.add("lasting")
             yield self._say(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stepwatch.probe.store.schema import EQUAL_UNITS_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import positive
 from stepwatch.rules.step import Step
@@ -52,7 +53,7 @@ class SymmetricUnits(Rule):
         self.span = span
         self._layers: dict[str, _Layer] = {}
         self._names: set[str] = set()
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._margin = 0.0
         self._closest = ""
         self._fired = False

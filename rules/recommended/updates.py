@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.schema import UPDATE_QUANTITY
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import RisingRate, positive, spell
 from stepwatch.rules.step import Step
@@ -44,7 +45,7 @@ class _MeasuredUpdates(Rule):
         self._since: int | None = None
         self._count = 0
         self._values: deque[float] = deque(maxlen=_KEPT)  # the last of those in a row
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._names: tuple[str, ...] = ()
         self._margin = 0.0
         self._said = False

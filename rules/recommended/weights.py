@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.rules.finding import Coverage, Finding, Severity
+from stepwatch.rules.history import SeenSteps
 from stepwatch.rules.recommended.parameters import Roles
 from stepwatch.rules.rule import Rule
 from stepwatch.rules.series import positive, spell
@@ -203,7 +204,7 @@ class UnchangedTensor(Rule):
         self._layout: TensorSet | None = None
         self._begin: NDArray[np.float64] | None = None
         self._still = np.zeros(0, np.intp)
-        self._steps: list[int] = []
+        self._steps = SeenSteps()
         self._roles = Roles()
         self._fired = False
 
@@ -219,7 +220,8 @@ class UnchangedTensor(Rule):
         if self._begin is None or self._layout is not stats.tensors:
             self._layout, self._begin = stats.tensors, stats.matrix[weights]
             self._still = np.flatnonzero(stats.abs_max[gradients] > 0)
-            self._steps = [step.step]
+            self._steps = SeenSteps()
+            self._steps.append(step.step)
             return
         self._steps.append(step.step)
         values, begin = stats.matrix[weights[self._still]], self._begin[self._still]

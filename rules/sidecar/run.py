@@ -110,6 +110,7 @@ class WatchedRun:
         self._stamps = Stamps()
         self._places = (f"{trace.path}/ranks", f"{trace.path}/end")
         self._ranks: dict[int, RankStamps] = {}
+        self._all_go_on = False
         self.told: set[tuple[str, int]] = set()
         self._warned: set[str] = set()
         self._kept_steps = 0
@@ -198,7 +199,9 @@ class WatchedRun:
         if not live:
             findings = self._analysis.conclude()
         elif changed or self._analysis.waits:
-            findings = self._analysis.poll(changed, live=True)
+            self._all_go_on &= not (begun or ended)
+            findings = self._analysis.poll(changed, live=True, all_go_on=self._all_go_on)
+            self._all_go_on = True  # and not if that has failed
         if live and self._hangs:
             findings = self._hangs.look_beside(findings, self._ranks, changed)
         if self.policy.study is not None:
