@@ -170,7 +170,7 @@ class UpdateTooSmall(_MeasuredUpdates):
         "gradients are clipped or scaled to nothing"
     )
 
-    def __init__(self, *, share: float = 0.75, updates: int = 5, span: int = 50) -> None:
+    def __init__(self, *, share: float = 0.75, updates: int = 5, span: int = 100) -> None:
         if not 0 < share < 1:
             raise ValueError(f"share is {share}; expected a number in (0, 1)")
         super().__init__(share, updates, span)

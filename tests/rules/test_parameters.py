@@ -52,7 +52,7 @@ def test_a_part_that_is_cut_off_from_the_loss(tmp_path: Path) -> None:
     (finding,) = results["NoGradient"].findings
     assert finding.severity is Severity.WARNING
     assert set(finding.tensors) == {"Net_body.weight", "Net_body.bias"}
-    assert "cut off" in finding.message and finding.last_step == 100
+    assert "cut off" in finding.message and finding.last_step == 50
     assert "2 of modules that do not run" in results["NoGradient"].coverage.closest
     assert results["UnchangedTensor"].status is Status.NO_ISSUES_FOUND, "it has no gradient that would be wasted"
 
