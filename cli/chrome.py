@@ -94,6 +94,7 @@ def _step(rank: int, row: dict[str, Any], start: int, ends: dict[int, float]) ->
         "data": begin,
         "checkpoint": begin,
         "loader": begin + times["checkpoint"],
+        "copy": begin + times["data"] - times["copy"],
         "forward": begin + times["data"],
         "backward": end - times["optimizer"] - times["backward"],
         "optimizer": end - times["optimizer"],

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stepwatch.cli.series import Series, series_of
-from stepwatch.cli.step_times import PHASES
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.profiler.phases import PHASES
 
 _OUTLIERS = 5
 _FACTOR = 2.0

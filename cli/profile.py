@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from stepwatch.cli.outliers import outliers
 from stepwatch.cli.series import series_of
-from stepwatch.cli.step_times import PHASES, WITHIN, device_times, step_times
+from stepwatch.cli.step_times import WITHIN, device_times, step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import FLOPS_SCALAR, PEAK_SECONDS_SCALAR, TOKENS_SCALAR
+from stepwatch.rules.profiler.phases import PHASES
 
 DEVICE_METRICS = {
     "cpu_percent": "%",

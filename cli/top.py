@@ -18,14 +18,16 @@ from stepwatch.cli.render import sparkline
 from stepwatch.cli.summary import state_of
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.profiler.base import spell_bytes, spell_seconds
+from stepwatch.rules.profiler.phases import phases_of
 from stepwatch.rules.step import is_loss
 
 STEPS = 200
 _SAMPLE_SECONDS = 60.0
 _PHASES = {
     "loader": "red",
-    "data": "yellow",
     "checkpoint": "magenta",
+    "copy": "bright_red",
+    "data": "yellow",
     "forward": "blue",
     "backward": "cyan",
     "optimizer": "green",
@@ -153,9 +155,7 @@ def _pace(frame: Frame, width: int) -> Iterator[RenderableType]:
 def _shares(steps: pd.DataFrame) -> dict[str, float]:
     total = float(steps["duration_ns"].sum()) or 1.0
     sums = {name: float(steps[f"{name}_ns"].fillna(0).sum()) for name in _PHASES if name != "other"}
-    sums["other"] = max(total - sums["data"] - sums["forward"] - sums["backward"] - sums["optimizer"], 0.0)
-    sums["data"] = max(sums["data"] - sums["loader"] - sums["checkpoint"], 0.0)
-    return {name: sums[name] / total for name in _PHASES}
+    return {name: float(part) / total for name, part in phases_of({"duration": total, **sums}).items()}
 
 
 def _stacked(label: str, shares: dict[str, float], width: int) -> Text:

@@ -12,7 +12,9 @@ from stepwatch.probe.torch_state import uses_cuda
 
 log = logging.getLogger("stepwatch")
 
-PHASES = ("forward_ns", "backward_ns", "optimizer_ns", "collective_ns")
+COPY = "copy_ns"
+
+PHASES = (COPY, "forward_ns", "backward_ns", "optimizer_ns", "collective_ns")
 """Phases that are marked. Under NCCL, ``collective_ns`` is what the stream that computes stands still for others."""
 
 _SECONDS = 1.0
@@ -27,18 +29,25 @@ class DeviceClock:
     second has them: one whose number a power of two divides, so that ranks that are about as fast have them at the
     same steps.
 
+    A batch is often copied before the step that it belongs to is known to have begun: marks of copies are held until
+    another phase begins.
+
     Attributes:
         active: whether the phases of the open step are marked.
+        copying: whether copies are, for this step or the one that follows.
     """
 
     def __init__(self) -> None:
-        self.active = False
+        self.active = self.copying = False
+        self._held: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._open: dict[str, list[torch.cuda.Event]] = {}
         self._marked: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self, phase: str) -> None:
         """The host enters a phase; entered again within itself, it counts once."""
-        if self.active and phase in PHASES:
+        if phase != COPY:
+            self._take_copies()
+        if (self.copying if phase == COPY else self.active) and phase in PHASES:
             mark = self._mark()
             if mark is not None:
                 self._open.setdefault(phase, []).append(mark)
@@ -51,7 +60,12 @@ class DeviceClock:
         first = begun.pop()
         mark = None if begun else self._mark()
         if mark is not None:
-            self._marked.append((phase, first, mark))
+            (self._held if phase == COPY else self._marked).append((phase, first, mark))
+
+    def forget(self, phase: str) -> None:
+        """The phase that the host entered last was none."""
+        if begun := self._open.get(phase):
+            begun.pop()
 
     def turn(self, step: int, step_seconds: float) -> Callable[[], dict[str, int]] | None:
         """The step is over and the next one begins.
@@ -66,8 +80,16 @@ class DeviceClock:
         """
         marked, self._marked = self._marked, []
         self._open.clear()
-        self.active = uses_cuda() and _is_due(step, step_seconds)
+        self.active, follows = (uses_cuda() and _is_due(number, step_seconds) for number in (step, step + 1))
+        self.copying = self.active or follows
+        if not self.active:
+            self._held.clear()
         return (lambda: _elapsed(marked)) if marked else None
+
+    def _take_copies(self) -> None:
+        if self._held:
+            self._marked += self._held if self.active else ()
+            self._held.clear()
 
     def _mark(self) -> torch.cuda.Event | None:
         try:
@@ -77,9 +99,9 @@ class DeviceClock:
                 return mark
         except RuntimeError as error:  # of the device: the script will meet it itself
             log.debug("the phases on the device are not timed: %s", error)
-        self.active = False
-        self._open.clear()
-        self._marked.clear()
+        self.active = self.copying = False
+        for marks in (self._open, self._marked, self._held):
+            marks.clear()
         return None
 
 

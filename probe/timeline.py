@@ -15,7 +15,8 @@ class StepClock:
 
     A step lasts from the end of the one before it to the end of its optimizer step. ``data`` is the part
     before its first forward pass: loading, moving and whatever else the script does between steps; ``loader``
-    is what of it was waited for a DataLoader, ``checkpoint`` what ``torch.save`` took. ``backward`` is the time
+    is what of it was waited for a DataLoader, ``copy`` what was spent in copying to a device, ``checkpoint`` what
+    ``torch.save`` took. ``backward`` is the time
     inside ``backward()``. ``collective``, what was waited for other ranks, is part of the phases in which it was.
     On an accelerator these are the times of the calls, which may return before the device is done; ``device`` has the
     device's own.
@@ -64,6 +65,11 @@ class StepClock:
         phase = self.waits_for or next(reversed(list(self._marks)), "script")
         return self._latest, phase.removesuffix("_ns")
 
+    @property
+    def outside(self) -> bool:
+        """Whether the script is in no phase of the step."""
+        return not self._marks
+
     def leave_out(self) -> None:
         """What passed since the last phase ended belongs to no step, and to no phase that is open."""
         self._began = self._latest = perf_counter_ns()
@@ -84,7 +90,7 @@ class StepClock:
         if self._between:
             self._take_between()
         self._marks[phase] = now
-        if self.device.active:
+        if self.device.copying:
             self.device.begin(phase)
 
     def end(self, phase: str) -> None:

@@ -1,6 +1,7 @@
-"""Hears of what a script waits for: batches of a DataLoader, checkpoints being written, collectives of several ranks.
+"""Hears of what a script waits for: batches, their copies to a device, checkpoints being written, collectives.
 
-``DataLoader``, ``torch.save`` and the ``wait`` of a collective are wrapped while somebody listens. Of loaders inside
+``DataLoader``, ``Tensor.to`` and its like, ``torch.save`` and the ``wait`` of a collective are wrapped while somebody
+listens. Of loaders inside
 loaders only the outermost is timed, and only in the thread that trains: what another thread waits for costs no time of
 the step.
 """
@@ -21,6 +22,9 @@ from torch.utils.data import dataloader
 from stepwatch.probe.collectives import COLLECTIVE
 from stepwatch.probe.timeline import StepClock
 
+_COPY = "copy_ns"
+_COPIES = ("to", "cuda", "pin_memory")
+
 _listeners: dict[int, tuple[StepClock, int]] = {}
 _originals: dict[str, Callable[..., Any]] = {}
 _waiting = threading.local()
@@ -40,6 +44,8 @@ def unlisten(clock: StepClock) -> None:
         dataloader.DataLoader.__iter__ = _originals["iter"]  # type: ignore[method-assign]
         dataloader._BaseDataLoaderIter.__next__ = _originals["next"]  # type: ignore[method-assign]
         torch.save = _originals["save"]  # type: ignore[assignment]
+        for name in _COPIES:
+            delattr(torch.Tensor, name)  # where it inherits them from
         if "wait" in _originals:
             dist.Work.wait = _originals["wait"]  # type: ignore[method-assign]
         _originals.clear()
@@ -71,6 +77,8 @@ def _install() -> None:
     dataloader.DataLoader.__iter__ = timed_start  # type: ignore[method-assign]
     dataloader._BaseDataLoaderIter.__next__ = timed_fetch  # type: ignore[method-assign]
     torch.save = timed_save
+    for name in _COPIES:
+        setattr(torch.Tensor, name, _timed_copy(getattr(torch.Tensor, name), pins=name == "pin_memory"))
     if dist.is_available():
         wait = _originals["wait"] = dist.Work.wait
 
@@ -127,6 +135,35 @@ def _timed(phase: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> A
             clock.waits_for = ""
             clock.device.end(phase)
             clock.waited(phase, perf_counter_ns() - began)
+
+
+def _timed_copy(copy: Callable[..., torch.Tensor], *, pins: bool) -> Callable[..., torch.Tensor]:
+    """The method of tensors, timed where it takes one from the host to a device, or to where that can fetch it.
+
+    Only outside of the phases of a step: what a model copies in its forward pass is part of that.
+    """
+
+    @functools.wraps(copy)
+    def timed(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.compiler.is_compiling() or not self.is_cpu or getattr(_waiting, "inside", False):
+            return copy(self, *args, **kwargs)
+        clocks = [clock for clock in _clocks() if clock.outside]
+        for clock in clocks:
+            clock.device.begin(_COPY)
+        moved, began = self, perf_counter_ns()
+        try:
+            moved = copy(self, *args, **kwargs)
+            return moved
+        finally:
+            took = perf_counter_ns() - began
+            for clock in clocks:
+                if moved is not self and (pins or not moved.is_cpu):
+                    clock.device.end(_COPY)
+                    clock.waited(_COPY, took)
+                else:
+                    clock.device.forget(_COPY)
+
+    return timed
 
 
 def _clocks() -> list[StepClock]:

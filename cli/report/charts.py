@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from stepwatch.cli.report.data import HeatMap, Series
 from stepwatch.cli.report.downsample import keep_extremes
-from stepwatch.cli.step_times import PHASES
 from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.profiler.phases import PHASES
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ec4899", "#14b8a6", "#eab308", "#64748b")
 BAD = "#dc2626"

@@ -14,10 +14,11 @@ from stepwatch.cli.report import charts
 from stepwatch.cli.report.boosting import Part
 from stepwatch.cli.report.data import HeatMap
 from stepwatch.cli.series import Series
-from stepwatch.cli.step_times import PHASES, step_times
+from stepwatch.cli.step_times import step_times
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.profiler.base import spell_bytes, spell_seconds
+from stepwatch.rules.profiler.phases import PHASES
 
 _COLUMNS = 240
 _GPUS = ("GPU-", "MIG-")

@@ -90,6 +90,8 @@ TABLES: dict[str, pa.Schema] = {
             ("allocation_retries", pa.int64()),
             ("device_bytes", pa.int64()),
             *((f"device_{phase}_ns", pa.int64()) for phase in ("forward", "backward", "optimizer", "collective")),
+            ("copy_ns", pa.int64()),
+            ("device_copy_ns", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID

@@ -9,6 +9,7 @@ from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, end_ns, positive
 from stepwatch.rules.profiler.gpus import JobGpus
 from stepwatch.rules.profiler.memory import Window
+from stepwatch.rules.profiler.phases import WAITS, phases_of
 from stepwatch.rules.step import Step
 
 _HARDWARE_XIDS = {
@@ -275,8 +276,9 @@ class GpuStarved(ProfilerRule):
 
 _STARVING = {
     "waiting for data": "more data loader workers, pin_memory=True, cheaper samples (see DataLoadingBound)",
-    "other work before the forward pass": "take work off the step: copying with non_blocking=True, no printing, no "
-    "item() at every step",
+    "copying batches to the device": "pin_memory=True in the DataLoader and non_blocking=True in to(); smaller types, "
+    "as bytes that are made floats on the device",
+    "other work before the forward pass": "take work off the step: no printing, no item() at every step",
     "the forward and backward pass": "larger batches, torch.compile or CUDA graphs: the host launches small kernels",
     "the optimizer's step": "fused=True or foreach=True in the optimizer",
     "writing checkpoints": "checkpoints less often, or asynchronously",
@@ -284,28 +286,20 @@ _STARVING = {
 }
 
 
+_STARVING_IN = dict(
+    zip(("loader", "copy", "data", "forward", "optimizer", "checkpoint", "other"), _STARVING, strict=True)
+)
+
+
 def _largest_phase(steps: list[Step]) -> tuple[str, float]:
     """The phase that takes most of these steps, in words, and its share."""
 
-    def total(*names: str) -> float:
-        return float(sum(step.timing.get(f"{name}_ns", 0) for step in steps for name in names))
+    def total(name: str) -> float:
+        return float(sum(step.timing.get(f"{name}_ns", 0) for step in steps))
 
     whole = total("duration") or 1.0
-    loader, checkpoint, data = total("loader"), total("checkpoint"), total("data")
-    computing, optimizer = total("forward", "backward"), total("optimizer")
-    parts = dict(
-        zip(
-            _STARVING,
-            (
-                loader,
-                data - loader - checkpoint,
-                computing,
-                optimizer,
-                checkpoint,
-                whole - data - computing - optimizer,
-            ),
-            strict=True,
-        )
-    )
+    measured = ("data", *WAITS, "forward", "backward", "optimizer")
+    parts = phases_of({"duration": whole, **{name: total(name) for name in measured}})
+    parts["forward"] += parts.pop("backward")
     phase = max(parts, key=parts.__getitem__)
-    return phase, parts[phase] / whole
+    return _STARVING_IN[phase], parts[phase] / whole
