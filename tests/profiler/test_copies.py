@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stepwatch.cli.chrome import export_chrome
-from stepwatch.cli.step_times import PHASES, step_times
+from stepwatch.cli.step_times import step_times
 from stepwatch.probe import Hook, device_clock
 from stepwatch.probe.store.reader import Trace
+from stepwatch.rules.profiler.phases import PHASES
 from tests.profiler.test_device_times import Event
 
 METHODS = ("to", "cuda", "pin_memory")
