@@ -112,17 +112,19 @@ class StepClock:
         """Nanoseconds waited since the latest phase began or ended."""
         return self._between.get(phase, 0)
 
-    def loaded(self, *, samples: int, workers: int, batch: tuple[int, int]) -> None:
+    def loaded(self, *, samples: int, entries: int, workers: int, batch: tuple[int, int]) -> None:
         """A batch came from a loader with that many workers.
 
         Args:
             samples: its samples.
+            entries: those of its first tensor.
             workers: processes that load.
             batch: its number among all that this loader gave, from 1 on, and how many an epoch has, 0 where that is
                 not known.
         """
         self.batch = batch
         self._between["samples"] = self._between.get("samples", 0) + samples
+        self._between["batch_entries"] = self._between.get("batch_entries", 0) + entries
         self._between["loader_workers"] = workers
 
     def finish(self) -> dict[str, int]:

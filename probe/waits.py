@@ -67,7 +67,8 @@ def _install() -> None:
         data = _timed("loader_ns", fetch, self)
         if not getattr(_waiting, "inside", False):
             for clock in _clocks():
-                clock.loaded(samples=batch_size(data), workers=self._num_workers, batch=_number(self))
+                samples, entries = batch_size(data)
+                clock.loaded(samples=samples, entries=entries, workers=self._num_workers, batch=_number(self))
         return data
 
     @functools.wraps(save)
@@ -171,14 +172,14 @@ def _clocks() -> list[StepClock]:
     return [clock for clock, training in _listeners.values() if training == thread]
 
 
-def batch_size(data: Any) -> int:
-    """Length of the first dimension of the first tensor in a batch; 0 where there is none."""
+def batch_size(data: Any) -> tuple[int, int]:
+    """Length of the first dimension of the first tensor in a batch, and its entries; 0 and 0 where there is none."""
     while True:
         if isinstance(data, torch.Tensor):
-            return len(data) if data.dim() else 0
+            return (len(data) if data.dim() else 0), data.numel()
         if isinstance(data, Mapping):
             data = next(iter(data.values()), None)
         elif isinstance(data, (list, tuple)) and data:
             data = data[0]
         else:
-            return 0
+            return 0, 0

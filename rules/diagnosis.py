@@ -70,6 +70,7 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "MemoryLeak": "MemoryPressure Hang StepTimeDrift",
         "MemoryPressure": "Hang StepTimeDrift DataLoadingBound HostBound GpuStarved",
         "ContainerThrottled": "DataLoadingBound HostBound GpuStarved",
+        "CpuContention": "HostBound GpuStarved StragglerRank SlowCheckpointing",
         "DataLoadingBound": "GpuStarved",
         "SlowCheckpointing": "GpuStarved",
         "StragglerRank": "CommunicationBound GpuStarved",

@@ -92,6 +92,7 @@ TABLES: dict[str, pa.Schema] = {
             *((f"device_{phase}_ns", pa.int64()) for phase in ("forward", "backward", "optimizer", "collective")),
             ("copy_ns", pa.int64()),
             ("device_copy_ns", pa.int64()),
+            ("batch_entries", pa.int64()),
         ]
     ),
     # long form: device is "node", "process" or a device's UUID

@@ -9,6 +9,7 @@ from stepwatch.rules.profiler.issuing import HostBound
 from stepwatch.rules.profiler.loading import DataLoadingBound
 from stepwatch.rules.profiler.memory import DiskFilling, MemoryLeak, MemoryPressure
 from stepwatch.rules.profiler.pace import Hang, SlowCheckpointing, StepTimeDrift
+from stepwatch.rules.profiler.processors import CpuContention
 from stepwatch.rules.profiler.ranks import StragglerRank
 from stepwatch.rules.rule import Rule
 
@@ -24,6 +25,7 @@ PROFILER: tuple[type[Rule], ...] = (
     DiskFilling,
     SlowCheckpointing,
     ContainerThrottled,
+    CpuContention,
     Fragmentation,
     HostBound,
     GpuStarved,

@@ -6,9 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stepwatch.rules.finding import Finding
-from stepwatch.rules.profiler.base import ProfilerRule, positive, spell_seconds
+from stepwatch.rules.finding import Finding, Severity
+from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, positive, spell_seconds
+from stepwatch.rules.profiler.processors import Mark, Processors, Use
 from stepwatch.rules.step import Step
+
+_WORKERS_PAY = 1e-3
+"""Seconds of a batch below which handing it over from another process costs as much as making it."""
 
 
 @dataclass
@@ -16,6 +20,7 @@ class _Stretch:
     """Consecutive training steps of one rank: their number, and seconds altogether."""
 
     first_step: int
+    since: Mark
     steps: int = 0
     whole: float = 0.0
     waited: float = 0.0
@@ -30,12 +35,16 @@ class DataLoadingBound(ProfilerRule):
     itself takes per step, and what one worker takes per batch (without workers the wait itself; with W busy ones,
     W steps).
 
+    Where other processes have taken the processors meanwhile, what was waited for them is taken off. Waits of less than
+    a millisecond, which no workers would shorten, are a remark and no warning.
+
     Args:
         share: share of the time spent waiting that is too much, above 0.
         seconds: length of a stretch, at least.
         steps: steps of a stretch, at least.
     """
 
+    metrics = frozenset({"cpu_percent"})
     calibrated = (("share", "higher"),)
 
     def __init__(self, *, share: float = 0.4, seconds: float = 20.0, steps: int = 50) -> None:
@@ -43,6 +52,9 @@ class DataLoadingBound(ProfilerRule):
         self.share = positive("share", share)
         self.seconds = positive("seconds", seconds)
         self.least = positive("steps", steps)
+        self.moments = Thinned(6 * seconds)
+        self._processors = Processors()
+        self._lost = False
         self._open: dict[int, _Stretch] = {}
         self._seen: set[int] = set()
         self._judged = 0
@@ -50,6 +62,16 @@ class DataLoadingBound(ProfilerRule):
         self._longest = 0.0
         self._highest = 0.0
         self._said = False
+
+    def takes(self, layout: Layout) -> bool:
+        """See the base class."""
+        self._processors.see_layout(layout)
+        return super().takes(layout)
+
+    def judge_sample(self, sample: Sample) -> None:
+        """See the base class."""
+        if not self._said and self.due(sample):
+            self._processors.see(sample)
 
     def judge_step(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
@@ -61,7 +83,7 @@ class DataLoadingBound(ProfilerRule):
             return
         waited = step.timing.get("loader_ns")
         self._loader = self._loader or waited is not None
-        stretch = self._open.setdefault(step.rank, _Stretch(step.step))
+        stretch = self._open.setdefault(step.rank, _Stretch(step.step, self._processors.mark()))
         stretch.steps += 1
         stretch.whole += duration
         stretch.waited += (waited or 0) / 1e9
@@ -73,7 +95,11 @@ class DataLoadingBound(ProfilerRule):
 
     def _judge(self, step: Step, stretch: _Stretch) -> Iterator[Finding]:
         self._judged += 1
-        share = stretch.waited / stretch.whole
+        use = self._processors.since(stretch.since)
+        seen = stretch.waited / stretch.whole
+        # What others took off the loader's time at most: all that a process of the job was kept waiting.
+        share = max(1 - (1 - seen) / (1 - use.lost), 0.0) if use is not None else seen
+        self._lost = self._lost or share < self.share <= seen
         self._highest = max(self._highest, share)
         if share < self.share or self._said:
             return
@@ -90,10 +116,11 @@ class DataLoadingBound(ProfilerRule):
             threshold=self.share,
             message=f"{100 * share:.0f} % of the time is spent waiting for the DataLoader, which has {has}: "
             f"{spell_seconds(wait)} of every step of {spell_seconds(period)}",
-            suggestion=f"num_workers={needed} would feed this training (a batch takes a worker "
-            f"{spell_seconds(per_batch)}, the training {spell_seconds(working)} a step), with persistent_workers=True; "
-            "where the machine has fewer cores, make a sample cheaper: decode and resize beforehand, read fewer and "
-            "larger files",
+            suggestion=_advice(wait, needed, use)
+            or f"num_workers={needed} would feed this training (a batch takes a worker {spell_seconds(per_batch)}, the "
+            f"training {spell_seconds(working)} a step), with persistent_workers=True; where the machine has fewer "
+            "cores, make a sample cheaper: decode and resize beforehand, read fewer and larger files",
+            severity=Severity.INFO if wait < _WORKERS_PAY else None,
             evidence={
                 "workers": stretch.workers,
                 "workers_needed": needed,
@@ -107,6 +134,8 @@ class DataLoadingBound(ProfilerRule):
         """See the base class."""
         if self._judged and not self._loader:
             return "no step waited for a DataLoader; other ways to load data are not seen"
+        if self._lost and not self._said:
+            return "while it waited for data other processes had taken the processors"
         if not self._judged:
             return f"{spell_seconds(self._longest)} of training; at least {spell_seconds(self.seconds)} are needed"
         return ""
@@ -114,3 +143,18 @@ class DataLoadingBound(ProfilerRule):
     def margin(self) -> float | None:
         """See the base class."""
         return self._highest / self.share if self._judged else None
+
+
+def _advice(wait: float, needed: int, use: Use | None) -> str:
+    """What to try where more workers would not help; "" where they would."""
+    if wait < _WORKERS_PAY:
+        return (
+            "take whole batches at once instead of sample by sample (tensors indexed by a batch of numbers, or "
+            "__getitems__ in the data set), or larger batches: of so short a wait workers would save nothing"
+        )
+    if use is not None and use.own:
+        return (
+            f"all processors are in use, so that {needed} workers would wait for each other: make a sample cheaper "
+            "(decode and resize beforehand, read fewer and larger files), or take a machine with more processors"
+        )
+    return ""

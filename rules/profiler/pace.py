@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, end_ns, positive, spell_seconds
+from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, end_ns, positive, spell_seconds
+from stepwatch.rules.profiler.processors import Mark, Processors
 from stepwatch.rules.step import Step
 
 PHASES = ("data_ns", "forward_ns", "backward_ns", "optimizer_ns")
 _WARM_UP_STEPS = 20
+_BLOCKS = 4
+_LEVEL = 1.2
 
 
 class Hang(ProfilerRule):
@@ -95,23 +98,32 @@ class _Block:
     """Steps in a row of one rank: seconds each, and by phase."""
 
     first_step: int
+    began_ns: int
+    since: Mark
     durations: list[float] = field(default_factory=list)
     phases: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+    entries: list[int] = field(default_factory=list)
+
+    def median(self, phase: str) -> float:
+        return float(np.median(self.phases[phase]))
 
 
 class StepTimeDrift(ProfilerRule):
     """Steps take longer and longer, or have become slow and stayed so.
 
     Blocks of steps are compared with the first one after the warm-up. A block counts as slow when its median is
-    ``factor`` times as long and three quarters of its steps are slower than three quarters of the first's; two in
-    a row, a minute after the start, make a finding.
+    ``factor`` times as long and three quarters of its steps are slower than three quarters of the first's; two or more
+    in a row, over a minute, make a finding. What a job means to do is none: batches that have grown (attention takes
+    their square), and a backward pass that has become longer once while the forward pass has not: more layers are
+    trained. What a block lost because other processes had the processors is taken off it.
 
     Args:
         factor: times as long, above 1.
         steps: steps in a block, at least 10.
-        seconds: time since the first block, at least.
+        seconds: how long it must last; a block lasts a quarter of it at least.
     """
 
+    metrics = frozenset({"cpu_percent"})
     calibrated = (("factor", "higher"),)
 
     def __init__(self, *, factor: float = 1.5, steps: int = 100, seconds: float = 60.0) -> None:
@@ -125,11 +137,23 @@ class StepTimeDrift(ProfilerRule):
         self.seconds = positive("seconds", seconds)
         self._seen: dict[int, int] = {}
         self._open: dict[int, _Block] = {}
-        self._first: dict[int, tuple[_Block, int]] = {}
-        self._slow: dict[int, int] = {}
+        self._first: dict[int, _Block] = {}
+        self._slow: dict[int, list[_Block]] = {}
+        self.moments = Thinned(2 * seconds)
+        self._processors = Processors()
         self._judged = 0
         self._highest = 0.0
         self._said = False
+
+    def takes(self, layout: Layout) -> bool:
+        """See the base class."""
+        self._processors.see_layout(layout)
+        return super().takes(layout)
+
+    def judge_sample(self, sample: Sample) -> None:
+        """See the base class."""
+        if not self._said and self.due(sample):
+            self._processors.see(sample)
 
     def judge_step(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
@@ -139,32 +163,45 @@ class StepTimeDrift(ProfilerRule):
         seen = self._seen[step.rank] = self._seen.get(step.rank, 0) + 1
         if seen <= _WARM_UP_STEPS:
             return
-        block = self._open.setdefault(step.rank, _Block(step.step))
+        block = self._open.get(step.rank)
+        if block is None:
+            began = end_ns(step) - duration
+            block = self._open[step.rank] = _Block(step.step, began, self._processors.mark())
         block.durations.append(duration / 1e9)
         for phase in PHASES:
             block.phases[phase].append(step.timing.get(phase, 0) / 1e9)
-        if len(block.durations) == self.block:
+        block.entries.append(step.timing.get("batch_entries", 0))
+        if len(block.durations) >= self.block and end_ns(step) - block.began_ns >= self.seconds * 1e9 / _BLOCKS:
             del self._open[step.rank]
             yield from self._judge(step, block)
 
     def _judge(self, step: Step, block: _Block) -> Iterator[Finding]:
         if step.rank not in self._first:
-            self._first[step.rank] = (block, end_ns(step))
+            self._first[step.rank] = block
             return
-        first, since = self._first[step.rank]
+        first = self._first[step.rank]
         self._judged += 1
         before, now = float(np.median(first.durations)), float(np.median(block.durations))
         apart = np.percentile(block.durations, 25) > np.percentile(first.durations, 75)
-        self._highest = max(self._highest, now / before)
-        slow = self._slow[step.rank] = self._slow.get(step.rank, 0) + 1 if apart and now > self.factor * before else 0
-        if slow < 2 or self._said or (end_ns(step) - since) / 1e9 < self.seconds:
+        usual = before * _growth(first, block) ** 2
+        use = self._processors.since(block.since)
+        ratio = now / usual * (1.0 - use.lost if use is not None else 1.0)
+        slow = self._slow.setdefault(step.rank, [])
+        if not apart or ratio <= self.factor:
+            self._highest = max(self._highest, min(ratio, self.factor))
+            slow.clear()
+            return
+        slow.append(block)
+        self._highest = max(self._highest, ratio)
+        lasting = (end_ns(step) - slow[0].began_ns) / 1e9
+        if len(slow) < 2 or self._said or lasting < self.seconds or _trains_more(first, slow):
             return
         self._said = True
-        grown = {phase: float(np.median(block.phases[phase]) - np.median(first.phases[phase])) for phase in PHASES}
+        grown = {phase: block.median(phase) - first.median(phase) for phase in PHASES}
         grown["other_ns"] = now - before - sum(grown.values())
         worst = max(grown, key=grown.__getitem__)
         yield self.found(
-            first_step=block.first_step,
+            first_step=slow[0].first_step,
             rank=step.rank,
             value=now / before,
             threshold=self.factor,
@@ -178,12 +215,29 @@ class StepTimeDrift(ProfilerRule):
         """See the base class."""
         if self._judged:
             return ""
-        needed = _WARM_UP_STEPS + 2 * self.block
-        return f"{max(self._seen.values(), default=0)} timed training steps; at least {needed} are needed"
+        needed = f"{_WARM_UP_STEPS + 2 * self.block}, over {spell_seconds(self.seconds / 2)}"
+        return f"{max(self._seen.values(), default=0)} timed training steps; at least {needed}, are needed"
 
     def margin(self) -> float | None:
         """See the base class."""
         return self._highest / self.factor if self._judged else None
+
+
+def _growth(first: _Block, block: _Block) -> float:
+    """Times as large as the first ones the batches are, 1 where they are not larger or their size is not known."""
+    before, now = float(np.median(first.entries)), float(np.median(block.entries))
+    return max(now / before, 1.0) if before else 1.0
+
+
+def _trains_more(first: _Block, slow: list[_Block]) -> bool:
+    """Whether the backward pass has become longer once and the forward pass has not, as when layers are unfrozen."""
+    now = slow[-1]
+    grown = {phase: now.median(phase) - first.median(phase) for phase in PHASES}
+    return (
+        max(grown, key=grown.__getitem__) == "backward_ns"
+        and now.median("forward_ns") <= _LEVEL * first.median("forward_ns")
+        and now.median("backward_ns") <= _LEVEL * slow[0].median("backward_ns")
+    )
 
 
 class SlowCheckpointing(ProfilerRule):

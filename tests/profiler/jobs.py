@@ -57,6 +57,7 @@ def train(
     disk_mb: int = 0,
     hang_at: int = -1,
     hang: float = 0.0,
+    spin: float = 0.0,
     checkpoint: float = 0.0,
     slow_rank: int = -1,
     rules: str | None = None,
@@ -81,6 +82,9 @@ def train(
             optimizer.zero_grad()
             model(x).square().mean().backward()
             time.sleep(work + growth * step)
+            end = time.process_time() + spin
+            while time.process_time() < end:
+                pass
             optimizer.step()
             if leak_mb:
                 kept.append(torch.ones(leak_mb << 18))

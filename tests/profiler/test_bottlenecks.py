@@ -75,7 +75,7 @@ def test_a_healthy_job_is_quiet_even_when_looked_at_for_seconds(healthy: Path) -
     analysis = judge(healthy)
     assert not analysis.findings
     undecided = {result.rule for result in analysis.results if not result.coverage.decided}
-    without = {"ContainerThrottled"}  # perhaps
+    without = {"ContainerThrottled", "CpuContention"}  # perhaps
     without |= {"DeviceErrors", "HostBound", "GpuStarved", "GpuOverheating", "Fragmentation", "SmallBatch"}
     assert undecided - without == {"StragglerRank", "CommunicationBound"}
 
