@@ -18,6 +18,7 @@ from stepwatch.cli.step_times import step_times
 from stepwatch.probe import Hook, device_clock
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.profiler.phases import PHASES
+from tests.profiler import cuda_standin
 from tests.profiler.test_device_times import Event
 
 METHODS = ("to", "cuda", "pin_memory")
@@ -75,10 +76,8 @@ def test_a_copy_that_fails_is_the_scripts_own_error(tmp_path: Path) -> None:
 
 
 def test_the_device_tells_how_long_its_copies_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"is_initialized": lambda: True, "is_current_stream_capturing": lambda: False}.items():
-        monkeypatch.setattr(torch.cuda, name, value)
+    cuda_standin.install(monkeypatch.setattr)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(device_clock, "_SECONDS", 1e-9)  # every step is marked
     rows = train(tmp_path / "run", copy=lambda x: x.to(torch.float64).to("meta")).iloc[3:]
     assert (rows["device_copy_ns"] == 3e6).all(), "three copies of a millisecond; what stays on the host is none"
