@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, positive, spell_seconds
-from stepwatch.rules.profiler.processors import Mark, Processors, Use
+from stepwatch.rules.profiler.base import positive, spell_seconds
+from stepwatch.rules.profiler.processors import BesideOthers, Mark, Use
 from stepwatch.rules.step import Step
 
 _WORKERS_PAY = 1e-3
@@ -27,7 +27,7 @@ class _Stretch:
     workers: int = 0
 
 
-class DataLoadingBound(ProfilerRule):
+class DataLoadingBound(BesideOthers):
     """Training waits for its DataLoader: the device idles while batches are prepared.
 
     Judged over stretches of steps, so that the start of the workers and the first batch of an epoch do not count for
@@ -44,16 +44,13 @@ class DataLoadingBound(ProfilerRule):
         steps: steps of a stretch, at least.
     """
 
-    metrics = frozenset({"cpu_percent"})
     calibrated = (("share", "higher"),)
 
     def __init__(self, *, share: float = 0.4, seconds: float = 20.0, steps: int = 50) -> None:
-        super().__init__()
+        super().__init__(6 * positive("seconds", seconds))
         self.share = positive("share", share)
-        self.seconds = positive("seconds", seconds)
+        self.seconds = seconds
         self.least = positive("steps", steps)
-        self.moments = Thinned(6 * seconds)
-        self._processors = Processors()
         self._lost = False
         self._open: dict[int, _Stretch] = {}
         self._seen: set[int] = set()
@@ -62,16 +59,6 @@ class DataLoadingBound(ProfilerRule):
         self._longest = 0.0
         self._highest = 0.0
         self._said = False
-
-    def takes(self, layout: Layout) -> bool:
-        """See the base class."""
-        self._processors.see_layout(layout)
-        return super().takes(layout)
-
-    def judge_sample(self, sample: Sample) -> None:
-        """See the base class."""
-        if not self._said and self.due(sample):
-            self._processors.see(sample)
 
     def judge_step(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
@@ -83,7 +70,7 @@ class DataLoadingBound(ProfilerRule):
             return
         waited = step.timing.get("loader_ns")
         self._loader = self._loader or waited is not None
-        stretch = self._open.setdefault(step.rank, _Stretch(step.step, self._processors.mark()))
+        stretch = self._open.setdefault(step.rank, _Stretch(step.step, self.processors.mark()))
         stretch.steps += 1
         stretch.whole += duration
         stretch.waited += (waited or 0) / 1e9
@@ -95,7 +82,7 @@ class DataLoadingBound(ProfilerRule):
 
     def _judge(self, step: Step, stretch: _Stretch) -> Iterator[Finding]:
         self._judged += 1
-        use = self._processors.since(stretch.since)
+        use = self.processors.since(stretch.since)
         seen = stretch.waited / stretch.whole
         # What others took off the loader's time at most: all that a process of the job was kept waiting.
         share = max(1 - (1 - seen) / (1 - use.lost), 0.0) if use is not None else seen

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import Layout, ProfilerRule, Sample, Thinned, end_ns, positive, spell_seconds
-from stepwatch.rules.profiler.processors import Mark, Processors
+from stepwatch.rules.profiler.base import ProfilerRule, Sample, end_ns, positive, spell_seconds
+from stepwatch.rules.profiler.processors import BesideOthers, Mark
 from stepwatch.rules.step import Step
 
 PHASES = ("data_ns", "forward_ns", "backward_ns", "optimizer_ns")
@@ -108,7 +108,7 @@ class _Block:
         return float(np.median(self.phases[phase]))
 
 
-class StepTimeDrift(ProfilerRule):
+class StepTimeDrift(BesideOthers):
     """Steps take longer and longer, or have become slow and stayed so.
 
     Blocks of steps are compared with the first one after the warm-up. A block counts as slow when its median is
@@ -123,37 +123,24 @@ class StepTimeDrift(ProfilerRule):
         seconds: how long it must last; a block lasts a quarter of it at least.
     """
 
-    metrics = frozenset({"cpu_percent"})
     calibrated = (("factor", "higher"),)
 
     def __init__(self, *, factor: float = 1.5, steps: int = 100, seconds: float = 60.0) -> None:
-        super().__init__()
+        super().__init__(2 * positive("seconds", seconds))
         if factor <= 1:
             raise ValueError(f"factor is {factor}; expected more than 1")
         if steps < 10:
             raise ValueError(f"steps is {steps}; expected 10 or more")
         self.factor = factor
         self.block = steps
-        self.seconds = positive("seconds", seconds)
+        self.seconds = seconds
         self._seen: dict[int, int] = {}
         self._open: dict[int, _Block] = {}
         self._first: dict[int, _Block] = {}
         self._slow: dict[int, list[_Block]] = {}
-        self.moments = Thinned(2 * seconds)
-        self._processors = Processors()
         self._judged = 0
         self._highest = 0.0
         self._said = False
-
-    def takes(self, layout: Layout) -> bool:
-        """See the base class."""
-        self._processors.see_layout(layout)
-        return super().takes(layout)
-
-    def judge_sample(self, sample: Sample) -> None:
-        """See the base class."""
-        if not self._said and self.due(sample):
-            self._processors.see(sample)
 
     def judge_step(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
@@ -166,7 +153,7 @@ class StepTimeDrift(ProfilerRule):
         block = self._open.get(step.rank)
         if block is None:
             began = end_ns(step) - duration
-            block = self._open[step.rank] = _Block(step.step, began, self._processors.mark())
+            block = self._open[step.rank] = _Block(step.step, began, self.processors.mark())
         block.durations.append(duration / 1e9)
         for phase in PHASES:
             block.phases[phase].append(step.timing.get(phase, 0) / 1e9)
@@ -184,7 +171,7 @@ class StepTimeDrift(ProfilerRule):
         before, now = float(np.median(first.durations)), float(np.median(block.durations))
         apart = np.percentile(block.durations, 25) > np.percentile(first.durations, 75)
         usual = before * _growth(first, block) ** 2
-        use = self._processors.since(block.since)
+        use = self.processors.since(block.since)
         ratio = now / usual * (1.0 - use.lost if use is not None else 1.0)
         slow = self._slow.setdefault(step.rank, [])
         if not apart or ratio <= self.factor:

@@ -73,6 +73,34 @@ class Processors:
         return Use(busy / count, (busy - own) / count, waited / count) if count else None
 
 
+class BesideOthers(ProfilerRule):
+    """A rule about times, which are longer while other processes have the processors.
+
+    Args:
+        seconds: time over which it looks at 60 samples.
+
+    Attributes:
+        processors: how they are used.
+    """
+
+    metrics = frozenset({"cpu_percent"})
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.moments = Thinned(seconds)
+        self.processors = Processors()
+
+    def takes(self, layout: Layout) -> bool:
+        """See the base class."""
+        self.processors.see_layout(layout)
+        return super().takes(layout)
+
+    def judge_sample(self, sample: Sample) -> None:
+        """See the base class."""
+        if self.due(sample):
+            self.processors.see(sample)
+
+
 class CpuContention(ProfilerRule):
     """The thread that trains is ready to go on and gets no processor: others take them, or the job starts too much.
 
