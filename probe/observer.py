@@ -202,7 +202,7 @@ class StepObserver:
 
     @guarded
     def _begin_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
-        record = self._working(ModeKeys.TRAIN)
+        record = self._record_of_update(optimizer)
         if self._mode is None:
             self._steps.turn_to_training(record)
         if record.forwards == 0 and not closure:
@@ -239,6 +239,8 @@ class StepObserver:
             if record.due:
                 self._update.after(record)
             self._loop.updated(record, optimizer, [capture.root for capture in self._tensors.models])
+            if record.ended:
+                self._steps.lengthened()
         self._optimizer_steps[optimizer] = self.steps_of(optimizer) + 1
         self._skips = 0
         self._inputs.release()
@@ -297,6 +299,13 @@ class StepObserver:
                 return record
             self._steps.finish()
         return self._current(mode)
+
+    def _record_of_update(self, optimizer: torch.optim.Optimizer) -> OpenRecord:
+        """Of several optimizers that step one after the other, all belong to the step that the first one ended."""
+        record = self._steps.record
+        if record is None or not record.ended or record.mode not in TRAINING or optimizer is self._optimizers[0]:
+            return self._working(ModeKeys.TRAIN)
+        return record
 
     def _start(self) -> None:
         """Before the first record: at which step does this attempt begin?"""

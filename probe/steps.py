@@ -94,6 +94,14 @@ class StepTracker:
         record.end(self.clock.finish())
         self._count(record)
 
+    def lengthened(self) -> None:
+        """Another optimizer has stepped, which belongs to the step that has ended."""
+        record = self.record
+        if record is not None and record.timing:
+            more = self.clock.finish()
+            record.end({name: record.timing.get(name, 0) + more.get(name, 0) for name in {**record.timing, **more}})
+            self.clock.restart()
+
     def skipped(self) -> None:
         """The open step ends without an update; the next one has its global step, and the next count of its mode."""
         record = self.record

@@ -372,6 +372,32 @@ def test_a_gan_has_two_models_two_optimizers_and_two_losses(tmp_path: Path, make
     np.testing.assert_allclose(scalar(run, "loss_output_1"), second, rtol=1e-6)
 
 
+def test_optimizers_that_step_together_belong_to_one_step(tmp_path: Path, make_hook) -> None:
+    model, loss_fn = Net(), nn.CrossEntropyLoss()
+    optimizers = [torch.optim.SGD(model.fc1.parameters(), lr=0.1), torch.optim.Adam(model.fc2.parameters(), lr=0.2)]
+    hook = make_hook(model=model, optimizer=optimizers, loss_fn=loss_fn)
+    norms = []
+    for _ in range(4):
+        x, y = batch()
+        model.zero_grad()
+        loss_fn(model(x), y).backward()
+        norms.append([model.fc1.weight.grad.norm().item(), model.fc2.weight.grad.norm().item()])
+        for optimizer in optimizers:
+            optimizer.step()
+    hook.close()
+    run = tmp_path / "run"
+    for name, column in (("fc1", 0), ("fc2", 1)):
+        rows = frame(run, "stats", names=[f"gradient/Net_{name}.weight"])
+        assert rows["step"].tolist() == [0, 1, 2, 3]
+        np.testing.assert_allclose(rows["l2"], [each[column] for each in norms], rtol=1e-6)
+    assert scalar(run, "learning_rate/optimizer_1") == [0.2] * 4
+    steps = frame(run, "steps")
+    assert steps["step"].tolist() == [0, 1, 2, 3]
+    phases = steps[["data_ns", "forward_ns", "backward_ns", "optimizer_ns"]].sum(axis=1)
+    assert (phases <= steps["duration_ns"]).all()
+    assert hook.step == 4 and Trace(run).notes == []
+
+
 def test_a_compiled_model_is_recorded_as_far_as_it_can_be_and_says_so(tmp_path: Path, make_hook) -> None:
     model = Net()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
