@@ -9,12 +9,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import IO, Any
 
 log = logging.getLogger("stepwatch")
 
 _INTERVAL = 2.0
 _OFFSET = 11  # among the real-time signals, which scripts and schedulers leave alone
+_descriptor: int | None = None  # of the latest hook's file of stacks: the signal may come as long as the process lives
 
 
 class Heartbeat:
@@ -34,7 +34,7 @@ class Heartbeat:
         self._stacks = run_dir / "control" / f"stacks-rank={rank:05d}.txt"
         self._next = 0.0
         self._signal = 0
-        self._file: IO[Any] | None = None
+        self._listens = False
         self._failed = False
 
     def beat(self, step: int, activity: int, phase: str) -> None:
@@ -50,7 +50,7 @@ class Heartbeat:
             return
         self._next = now + _INTERVAL
         try:
-            if self._file is None:
+            if not self._listens:
                 self._listen()
             still = (time.perf_counter_ns() - activity) / 1e9
             content = {"pid": os.getpid(), "step": step, "phase": phase, "still_seconds": still}
@@ -64,8 +64,13 @@ class Heartbeat:
             self._failed = True
 
     def _listen(self) -> None:
-        self._file = self._stacks.open("w")
+        global _descriptor
+        self._listens = True
         number = getattr(signal, "SIGRTMIN", 0) + _OFFSET
         if hasattr(signal, "SIGRTMIN") and signal.getsignal(number) is signal.SIG_DFL:
-            faulthandler.register(number, file=self._file, all_threads=True, chain=False)
+            opened = os.open(self._stacks, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            faulthandler.register(number, file=opened, all_threads=True, chain=False)
+            if _descriptor is not None:
+                os.close(_descriptor)
+            _descriptor = opened
             self._signal = number

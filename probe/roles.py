@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from stepwatch.probe.capture import ModelCapture
 from stepwatch.probe.recorder import OpenRecord
@@ -56,7 +57,7 @@ class ParameterRoles:
         """An optimizer has the gradients of a saved step."""
         if self._models_seen != len(self._models):
             self._list_parameters(record)
-        without = [each for each in self._without if each.parameter.grad is None]
+        without = [each for each in self._without if _lacks_gradient(each.parameter)]
         changed, self._without = len(without) != len(self._without), without
         if optimizer is not self._optimizers[0]:
             return
@@ -85,3 +86,8 @@ class ParameterRoles:
                 self._told[each.name] = role
                 vector = np.array(role, dtype=np.float64)
                 record.add_derived(each.name, ROLE_QUANTITY, lambda vector=vector: vector)  # type: ignore[misc]
+
+
+def _lacks_gradient(parameter: nn.Parameter) -> bool:
+    """Of a parameter whose entries are all on other ranks (FSDP's original parameters) there is none to be had here."""
+    return parameter.grad is None and (is_lazy(parameter) or parameter.numel() > 0)

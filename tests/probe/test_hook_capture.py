@@ -398,6 +398,22 @@ def test_optimizers_that_step_together_belong_to_one_step(tmp_path: Path, make_h
     assert hook.step == 4 and Trace(run).notes == []
 
 
+def test_updates_without_gradients_are_steps_like_others(tmp_path: Path, make_hook) -> None:
+    model, loss_fn = Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with make_hook(model=model, optimizer=optimizer, loss_fn=loss_fn, save_config=SaveConfig(save_interval=100)):
+        for step in range(4):
+            x, y = batch()
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            if step == 0:
+                loss.backward()
+            optimizer.step()
+    trace = Trace(tmp_path / "run")
+    assert trace.notes == [] and trace.counters == {}
+    assert frame(tmp_path / "run", "steps")["step"].tolist() == [0, 1, 2, 3]
+
+
 def test_a_compiled_model_is_recorded_as_far_as_it_can_be_and_says_so(tmp_path: Path, make_hook) -> None:
     model = Net()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
