@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.compare.order import OWN_SCALARS
-from stepwatch.rules.compare.parting import MIN_POINTS, jitter, window, windows
+from stepwatch.rules.compare.parting import MIN_POINTS, window, windows
 from stepwatch.rules.step import is_eval_name, is_loss
 
 _LOWER_IS_BETTER = re.compile(
@@ -137,7 +138,7 @@ def judge(names: tuple[str, str], one: Series, two: Series, goal: str) -> Verdic
     gain = (a - b if goal == "min" else b - a)[:, None]  # of the second over the first
     width = window(len(steps)) if len(steps) >= MIN_POINTS else 1
     level = (windows(gain, width) / width)[:, 0]
-    noise = _STANDARD_ERRORS * jitter(gain, width)[-1, 0] / np.sqrt(width) if width > 1 else 0.0
+    noise = _STANDARD_ERRORS * np.hypot(*(_error(each, steps[-width], last, width) for each in (one, two)))
     note = "" if width > 1 else f"from {len(steps)} values, too few to tell noise"
     if not abs(level[-1]) > noise:
         return Verdict(None, None, abs(float(level[-1])), note)
@@ -147,3 +148,27 @@ def judge(names: tuple[str, str], one: Series, two: Series, goal: str) -> Verdic
     # A window begins before what turns it: the first point in it that is ahead.
     since = steps[ahead + np.flatnonzero(gain[ahead:, 0] * sign > 0)[0]]
     return Verdict(names[int(level[-1] > 0)], int(since), abs(float(level[-1])), note)
+
+
+def _error(series: Series, first: int, last: int, width: int) -> float:
+    """Standard error of the level of a series between two steps, by its own scatter around a line there and before.
+
+    Points that follow one another are alike, so that they count for fewer: (1 - r) / (1 + r) of them with an
+    autocorrelation r, which is too low by about (1 + 3 r) / n of n points (Kendall 1954). The scatter of the
+    difference of both series would say less: two runs that share their data and their first steps differ by next to
+    nothing, and that smoothly.
+    """
+    end = int(np.searchsorted(series.steps, last, "right"))
+    count = end - int(np.searchsorted(series.steps, first))
+    around = series.values[end - min(4 * width, max(end // 2, width), end) : end]
+    around = around[np.isfinite(around)]
+    if width == 1 or len(around) < 4:
+        return 0.0
+    at = np.arange(len(around))
+    left = around - np.polyval(np.polyfit(at, around, 1), at)
+    square = float(left @ left)
+    if not square:
+        return 0.0
+    r = float(left[1:] @ left[:-1]) / square
+    r = min(max(r + (1 + 3 * r) / len(left), 0.0), 0.9)
+    return math.sqrt(square / (len(left) - 2) / max(count, 1) * (1 + r) / (1 - r))

@@ -184,6 +184,21 @@ def test_the_better_run_and_since_when() -> None:
     assert (broken.better, broken.since) == ("one", 2)
 
 
+def test_noise_alone_makes_no_run_better() -> None:
+    """Two hundred pairs, the noise of which remembers: two thirds of a point are the one before it."""
+    rng = np.random.default_rng(2)
+    noise = rng.normal(0, 1, (200, 2, 120))
+    for at in range(1, noise.shape[-1]):
+        noise[..., at] += 0.67 * noise[..., at - 1]
+    trend = 20 * np.exp(-np.arange(noise.shape[-1]) / 20)
+    verdicts = [judge(("one", "two"), curve(one), curve(two), "min") for one, two in noise + trend]
+    assert sum(verdict.better is not None for verdict in verdicts) <= 4
+    apart = [judge(("one", "two"), curve(one), curve(two - 5), "min") for one, two in noise + trend]
+    assert sum(verdict.better == "two" for verdict in apart) >= 180
+    alike = curve(noise[0, 0]), curve(noise[0, 0] + 1e-3 * np.linspace(0, 1, noise.shape[-1]))
+    assert judge(("one", "two"), *alike, "min").better is None, "the same data and nearly the same course"
+
+
 def test_noise_alone_does_not_part_curves() -> None:
     """A thousand pairs of curves that differ only by noise, and as many of which one drops by three deviations."""
     rng = np.random.default_rng(1)
