@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _PIPE_WIDTH = 160
+_NARROW = 70
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -93,8 +94,10 @@ def looked_at(result: RuleResult) -> str:
     return text
 
 
-def verdict_table(results: Sequence[RuleResult]) -> Table:
-    """One line per rule."""
+def verdict_table(results: Sequence[RuleResult], width: int) -> RenderableType:
+    """One line per rule; two where the terminal is narrow."""
+    if width < _NARROW:
+        return Group(*(line for result in results for line in _verdict_lines(result)))
     table = Table(box=None, pad_edge=False, show_edge=False)
     table.add_column("rule", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -102,6 +105,11 @@ def verdict_table(results: Sequence[RuleResult]) -> Table:
     for result in results:
         table.add_row(result.rule, verdict_text(result), Text(looked_at(result)))
     return table
+
+
+def _verdict_lines(result: RuleResult) -> tuple[RenderableType, RenderableType]:
+    head = Text.assemble(result.rule, ": ", verdict_text(result))
+    return head, Padding(Text(looked_at(result), "dim"), (0, 0, 0, 2))
 
 
 def finding_block(finding: Finding) -> RenderableType:
@@ -157,7 +165,7 @@ def print_analysis(out: Console, run: Path | str, analysis: Analysis) -> None:
     if not found and not any(result.coverage.decided for result in analysis.results):
         what = "nothing could be decided"
     out.print(Text(f"{run}: {what}{' so far (the run is live)' if analysis.live else ''}", "bold"))
-    out.print(verdict_table(analysis.results))
+    out.print(verdict_table(analysis.results, out.width))
     for story in diagnose(analysis.findings):
         out.print()
         out.print(story_block(story))

@@ -75,8 +75,11 @@ def learning_of(trace: Trace) -> Learning:
     beside = "" if guessing is None else f" (guessing by class frequency costs {spell(guessing)})"
     training = f"the training loss went from {spell(start)} to {spell(level)}{beside} and {course} over the later half"
     evaluation, turned = _beside(evaluations, level)
+    lost_at_once = guessing is not None and level > 2 * max(guessing, float(values[0]))
     if course == "rises" or level > 2 * start > 0:
         diagnosis = "diverging"
+    elif lost_at_once and course == "is flat":
+        diagnosis, z = "diverging", _SURE
     elif turned:
         diagnosis, z = "overfitting", turned
     elif course == "falls":

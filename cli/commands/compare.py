@@ -130,7 +130,7 @@ def _print_standings(out: Console, comparison: Comparison) -> None:
     out.print(Text(f"by {objective_words(objective)}:"))
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "last", "at step", "best", "at step"):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+        table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
     for each in comparison.standings:
         table.add_row(Text(each.run), f"{each.last:.6g}", str(each.last_step), f"{each.best:.6g}", str(each.best_step))
     out.print(table)
@@ -148,7 +148,8 @@ def _print_partings(out: Console, pair: Pair) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("parts beyond noise", "at step", "baseline", "run", "baseline, end", "run, end"):
-        table.add_column(heading, justify="left" if heading == "parts beyond noise" else "right")
+        left = heading == "parts beyond noise"
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
     for each in [*scalars, *layers[:_SHOWN_LAYERS]]:
         mode = f" [{each.mode}]" if each.module is None else ""
         numbers = [f"{value:.4g}" for value in (*each.values, *each.last_values)]

@@ -59,9 +59,10 @@ def command(
         settings["profile_steps"] = _spell_steps(profile_steps)
     collected = settings.pop("out_dir", None)
     try:
-        from stepwatch.probe import SaveConfig
-        from stepwatch.probe.launch import LaunchError, default_run_dir, launch
-        from stepwatch.probe.smdebug.hook import get_hook
+        with errors.extra("torch", "recording"):
+            from stepwatch.probe import SaveConfig
+            from stepwatch.probe.launch import LaunchError, default_run_dir, launch
+            from stepwatch.probe.smdebug.hook import get_hook
     except ImportError as error:
         errors.fail(error)
 

@@ -30,6 +30,7 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     from stepwatch.cli.summary import summarise
     from stepwatch.probe.store.labels import Labels
     from stepwatch.probe.store.reader import Trace
+    from stepwatch.rules.compare.order import OWN_SCALARS
 
     try:
         pattern = re.compile(tensors or "")
@@ -57,6 +58,8 @@ def command(run: Path, tensors: str | None, as_json: bool) -> None:
     if said := summary["learning"]["said"]:
         out.print(f"learning curves: {said}", markup=False)
     for name, series in summary["series"].items():
+        if name.startswith(OWN_SCALARS):
+            continue
         values = [float(value) for value in series["values"]]
         line = f"  {name} [{series['mode']}] {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
         out.print(line, markup=False)

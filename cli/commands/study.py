@@ -34,6 +34,8 @@ def command(places: tuple[Path, ...], objective: str | None, as_json: bool) -> N
         print_json(summary.to_json())
     else:
         _print(summary)
+    for reason in summary.unreadable:
+        click.echo(f"stepwatch: {reason}", err=True)
 
 
 def _print(summary: StudySummary) -> None:
@@ -57,5 +59,6 @@ def _print(summary: StudySummary) -> None:
     out = console()
     out.print(table)
     given_up = sum(bool(trial.given_up) for trial in summary.trials)
-    line = f"{len(summary.trials)} trials, {given_up} given up"
+    trials = "1 trial" if len(summary.trials) == 1 else f"{len(summary.trials)} trials"
+    line = f"{trials}, {given_up} given up"
     out.print(line + (f", which spared {summary.spared:.0%} of the steps" if given_up else ""), highlight=False)

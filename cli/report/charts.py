@@ -37,21 +37,26 @@ _GRID = "#808995"
 _POINTS = 1500
 _MAX_MARKS = 6
 _LEGEND_COLUMNS = 3
+_LEGEND_LINE = 25
 _MAX_BLOCKS = 40
 _SHORT_LABEL = 12
 
 
-def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (), *, height: int = 260) -> figure:
-    """Series over global steps; logarithmic where all are positive and span more than two decades."""
+def lines(series: Sequence[Series], unit: str, findings: Sequence[Finding] = (), *, height: int = 200) -> figure:
+    """Series over global steps; logarithmic where all are positive and span more than two decades.
+
+    ``height`` is that of the chart, to which the lines of the legend are added.
+    """
     finite = np.concatenate([line.values[np.isfinite(line.values)] for line in series] or [np.zeros(0)])
     logarithmic = bool(len(finite) and finite.min() > 0 and finite.max() / finite.min() > 100)
+    labels = [f"{line.name} ({line.mode.lower()})" if line.mode != "TRAIN" else line.name for line in series]
+    height += _legend_height(labels) if len(series) > 1 else 0
     chart = _figure(height, "global step", unit, "log" if logarithmic else "linear")
     items = []
-    for number, line in enumerate(series):
+    for number, (line, label) in enumerate(zip(series, labels, strict=True)):
         kept = keep_extremes(line.values, _POINTS)
         source = ColumnDataSource({"step": line.steps[kept], "value": line.values[kept]})
         colour = COLOURS[number % len(COLOURS)]
-        label = f"{line.name} ({line.mode.lower()})" if line.mode != "TRAIN" else line.name
         parts = [chart.line("step", "value", source=source, color=colour, line_width=1.6)]
         if len(kept) <= 60:
             parts.append(chart.scatter("step", "value", source=source, color=colour, size=4))
@@ -171,9 +176,9 @@ def heat(
 
 def stacked_times(times: pd.DataFrame, findings: Sequence[Finding] = ()) -> figure:
     """Phases of the steps, stacked; long runs by the slowest step of each stretch."""
-    chart = _figure(260, "global step", "milliseconds", "linear")
-    kept = keep_extremes(times["duration"].to_numpy(), 600)
     phases = [phase for phase in PHASES if times[phase].any()]
+    chart = _figure(230 + _legend_height(phases), "global step", "milliseconds", "linear")
+    kept = keep_extremes(times["duration"].to_numpy(), 600)
     source = ColumnDataSource({name: times[name].to_numpy()[kept] for name in ("step", *phases)})
     areas = chart.varea_stack(phases, x="step", source=source, color=COLOURS[: len(phases)], fill_alpha=0.75)
     legend = Legend(
@@ -219,8 +224,7 @@ def samples(
     x: str,
 ) -> figure:
     """Lines of (times, values) by label, those of one label alike, and findings at their times; ``x`` is their unit."""
-    legend_rows = len(series) if max(map(len, series)) > _SHORT_LABEL else -(-len(series) // _LEGEND_COLUMNS)
-    chart = _figure(230 + 25 * legend_rows, x, unit, "linear")
+    chart = _figure(230 + _legend_height(list(series)), x, unit, "linear")
     items = []
     for number, (label, alike) in enumerate(series.items()):
         look = {
@@ -280,8 +284,17 @@ def _dress_legend(legend: Legend) -> None:
     legend.background_fill_color = None
     legend.border_line_color = None
     legend.padding = legend.margin = 2
-    longest = max((len(item.label.value) for item in legend.items), default=0)
-    legend.ncols = _LEGEND_COLUMNS if longest <= _SHORT_LABEL else 1  # beside each other they leave a phone's screen
+    legend.ncols = _legend_columns([item.label.value for item in legend.items])
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """Long names beside each other would leave a phone's screen."""
+    return _LEGEND_COLUMNS if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
+
+
+def _legend_height(labels: Sequence[str]) -> int:
+    """What a legend takes of the height of a chart, in pixels."""
+    return _LEGEND_LINE * -(-len(labels) // _legend_columns(labels))
 
 
 def _shorten(name: str) -> str:

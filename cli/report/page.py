@@ -32,6 +32,7 @@ from stepwatch.rules.apart import Judging
 from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
+from stepwatch.rules.learning import learning_of
 from stepwatch.rules.replay import Analysis
 
 _HEATS = (
@@ -71,12 +72,12 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
     others = [line for line in others if not line.name.startswith("feature_importance/")]
     plots: dict[str, Any] = {}
     if losses:
-        plots["loss"] = charts.lines(losses, "loss", findings, height=300)
+        plots["loss"] = charts.lines(losses, "loss", findings, height=260)
     for number, finding in enumerate(findings):
         evidence = evidence_series(trace, finding)
         if evidence:
             unit = str(finding.evidence.get("unit", "value"))
-            plots[f"finding{number}"] = charts.lines(evidence, unit, [finding], height=200)
+            plots[f"finding{number}"] = charts.lines(evidence, unit, [finding])
     scalars = _scalar_groups(others)
     for number, (name, group) in enumerate(scalars):
         plots[f"scalar{number}"] = charts.lines(group, name, findings, height=180)
@@ -107,7 +108,9 @@ def _content(trace: Trace, judging: Judging) -> tuple[dict[str, Any], dict[str, 
         "run": str(trace.path),
         "facts": _facts(trace, step_times(trace, rank)["duration"].to_numpy()),
         "summary": _summary(trace, analysis, stories),
-        "tone": "bad" if findings else ("good" if any(r.coverage.decided for r in analysis.results) else "open"),
+        "suggestion": stories[0].cause.suggestion if stories else "",
+        "tone": _tone(analysis),
+        "learning": learning_of(trace).sentence(),
         "rules": [_rule_row(result) for result in analysis.results],
         "findings": [_finding(number, finding, plots) for number, finding in enumerate(findings)],
         "actions": _actions(trace),
@@ -150,6 +153,12 @@ def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
     return facts
 
 
+def _tone(analysis: Analysis) -> str:
+    if analysis.findings:
+        return "bad" if any(finding.severity is Severity.ERROR for finding in analysis.findings) else "warned"
+    return "good" if any(result.coverage.decided for result in analysis.results) else "open"
+
+
 def _summary(trace: Trace, analysis: Analysis, stories: list[Diagnosis]) -> list[str]:
     """What happened, in one paragraph of sentences."""
     if not stories:
@@ -163,7 +172,7 @@ def _summary(trace: Trace, analysis: Analysis, stories: list[Diagnosis]) -> list
         return sentences
     worst = stories[0]
     cause = worst.cause
-    sentences = [f"{cause.rule}, from step {cause.first_step}: {cause.message}.", f"Try: {cause.suggestion}."]
+    sentences = [f"{cause.rule}, from step {cause.first_step}: {cause.message}."]
     if worst.explains:
         sentences.append(f"It is likely the cause of what else was found: {', '.join(worst.explains)}.")
     if len(stories) > 1:

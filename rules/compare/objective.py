@@ -138,7 +138,8 @@ def judge(names: tuple[str, str], one: Series, two: Series, goal: str) -> Verdic
     gain = (a - b if goal == "min" else b - a)[:, None]  # of the second over the first
     width = window(len(steps)) if len(steps) >= MIN_POINTS else 1
     level = (windows(gain, width) / width)[:, 0]
-    noise = _STANDARD_ERRORS * np.hypot(*(_error(each, steps[-width], last, width) for each in (one, two)))
+    errors = [_error(each, int(steps[-width]), int(last), width) for each in (one, two)]
+    noise = _STANDARD_ERRORS * math.hypot(*errors)
     note = "" if width > 1 else f"from {len(steps)} values, too few to tell noise"
     if not abs(level[-1]) > noise:
         return Verdict(None, None, abs(float(level[-1])), note)

@@ -48,12 +48,14 @@ class StudySummary:
         goal: "min" or "max".
         trials: the best first.
         spared: share of steps that were not made because trials were given up, were all as long as the longest.
+        unreadable: why runs are left out, a line for each.
     """
 
     objective: str
     goal: str
     trials: tuple[TrialSummary, ...]
     spared: float
+    unreadable: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""
@@ -62,6 +64,7 @@ class StudySummary:
                 "objective": self.objective,
                 "goal": self.goal,
                 "spared": self.spared,
+                "unreadable": list(self.unreadable),
                 "trials": [{**vars(trial), "findings": list(trial.findings)} for trial in self.trials],
             }
         )
@@ -76,11 +79,11 @@ def summarise(runs: Sequence[Path], objective: str | None = None) -> StudySummar
         objective: NAME, NAME:min or NAME:max; by default the evaluation loss, or the training loss.
 
     Raises:
-        TraceError: a run cannot be read, or no trial has recorded the objective that was named.
+        TraceError: no run can be read, or no trial has recorded the objective that was named.
     """
     name, goal = goal_of(objective) if objective else ("", "min")
     sign = 1.0 if goal == "min" else -1.0
-    traces = [Trace(run) for run in runs]
+    traces, unreadable = _opened(runs)
     curves = [TrialCurves(trace, lambda scalar: scalar == name if name else is_loss(scalar), sign) for trace in traces]
     for each in curves:
         each.read(ended=True)
@@ -104,7 +107,19 @@ def summarise(runs: Sequence[Path], objective: str | None = None) -> StudySummar
             )
         )
     trials.sort(key=lambda trial: (trial.best is None, sign * (trial.best or 0.0), trial.run))
-    return StudySummary(chosen[0] if chosen else "", goal, tuple(trials), _spared(trials))
+    return StudySummary(chosen[0] if chosen else "", goal, tuple(trials), _spared(trials), unreadable)
+
+
+def _opened(runs: Sequence[Path]) -> tuple[list[Trace], tuple[str, ...]]:
+    traces, unreadable = [], []
+    for run in runs:
+        try:
+            traces.append(Trace(run))
+        except TraceError as error:
+            unreadable.append(str(error))
+    if not traces:
+        raise TraceError("; ".join(unreadable))
+    return traces, tuple(unreadable)
 
 
 def _spared(trials: Sequence[TrialSummary]) -> float:

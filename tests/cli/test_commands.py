@@ -100,6 +100,8 @@ def test_analyze_a_healthy_run(runs: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no issue found" in done.stdout and done.stdout.count("no issue") >= 11
     assert "\x1b[" not in done.stdout
+    narrow = stepwatch("analyze", runs / "healthy", COLUMNS="40").stdout.splitlines()
+    assert "GradientsNotReset: no issue" in narrow and max(map(len, narrow)) <= 40
 
 
 def test_analyze_says_what_where_on_what_evidence_and_what_to_try(runs: Path) -> None:

@@ -46,6 +46,7 @@ def train(run: Path, *, rate: float, samples: int = 2000, width: int = 16, steps
         (1e-2, {"samples": 100, "width": 256}, "overfitting"),
         (3e-2, {"width": 4, "steps": 500}, "converged"),
         (1e30, {}, "diverging"),
+        (30.0, {}, "diverging"),  # it jumps at the first step, and stays there
     ],
 )
 def test_each_course_has_its_word(tmp_path: Path, rate: float, options: dict[str, int], diagnosis: str) -> None:

@@ -165,3 +165,8 @@ def test_a_study_without_what_was_named_is_one_line(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "stepwatch.cli", "study", str(place), "--objective", "speed"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    done = subprocess.run([*command[:4], str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "1 trial, 0 given up" in done.stdout and done.stderr.count(str(broken)) == 1
