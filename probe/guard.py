@@ -120,9 +120,9 @@ class _Rows:
         return self._block[first : self._used], self._address + first * _ROW_BYTES
 
     def _renew(self) -> None:
-        self._block = np.empty((_BLOCK_ROWS, len(STAT_COLUMNS)))
-        self._address = self._block.ctypes.data
-        self._used = 0
+        self._block: NDArray[np.float64] = np.empty((_BLOCK_ROWS, len(STAT_COLUMNS)))
+        self._address: int = self._block.ctypes.data
+        self._used: int = 0
 
 
 def _spread(gradients: Sequence[Watched], seconds: float) -> list[Watched]:
