@@ -762,7 +762,9 @@ JOBS: tuple[Job, ...] = (
         ("ClassImbalance",),
     ),
     Job(
-        "logarithm of zero", classify(cnn, sgd(0.05), data=scaled(255.0), loss_fn=LogOfSoftmax()), ("ExplodingTensor",)
+        "logarithm of zero",
+        classify(cnn, sgd(0.05), data=scaled(255.0), loss_fn=LogOfSoftmax()),
+        ("ExplodingTensor", "InputNotNormalized"),
     ),
     Job("root of zero", classify(cnn, sgd(0.01), loss_fn=DistanceToItself()), ("ExplodingTensor",)),
 )

@@ -5,7 +5,8 @@
 Each job of the corpus is trained with each seed under a real hook, and its trace is judged by each set of rules. With
 the parts ``tuned`` and ``hard`` thresholds were chosen; ``held-out`` was first run before any rule knew of it, and has
 been looked at since; so have ``unseen`` and ``recipes``, later. It ends with whether the targets are met, and with
-status 1 where they are not. Overfit on a run whose evaluation loss ended a third above its best is no false alarm.
+status 1 where they are not. The label Overfit is
+that of the run itself: where its evaluation loss ended a third above its best.
 """
 
 from __future__ import annotations
@@ -108,12 +109,12 @@ def judge(job: tuple[str, int], seed: int, interval: int, sets: Sequence[str]) -
         trace = Trace(run)
         steps = len(trace.table("steps", modes=["TRAIN"]))
         best, rose = evaluations(trace)
-        since = best if chosen.expected == ("Overfit",) else chosen.since
-        nameless = Job(chosen.name, print, chosen.expected, since)  # what trains cannot be sent
+        overfits = chosen.expected == ("Overfit",)
+        if overfits and not rose:
+            return {}  # not with this seed
+        nameless = Job(chosen.name, print, chosen.expected, best if overfits else chosen.since)  # without what trains
         found = {each: analyze(trace, configure([each])).findings for each in sets}
-        if (
-            rose and not chosen.expected
-        ):  # it did overfit: whether that is worth a word is no question of right or wrong
+        if rose and not chosen.expected:  # whether that is worth a word is no question of right or wrong
             found = {each: [f for f in findings if f.rule != "Overfit"] for each, findings in found.items()}
         return {each: Verdict(nameless, seed, steps, findings) for each, findings in found.items()}
     finally:

@@ -230,11 +230,7 @@ class EvalCurve:
     def observe(self, step: Step) -> bool:
         """Take note of a step; True when it finishes an evaluation (the next training step does)."""
         losses = step.eval_losses()
-        finished = bool(self._open) and (step.training or step.step != self._open_step)
-        if finished:
-            self.steps.append(self._open_step)
-            self.values.append(float(np.mean(self._open)))
-            self._open = []
+        finished = (step.training or step.step != self._open_step) and self.finish()
         if losses:
             name, value = next(iter(losses.items()))
             self.name = self.name or name
@@ -242,6 +238,15 @@ class EvalCurve:
                 self._open.append(value)
                 self._open_step = step.step
         return finished
+
+    def finish(self) -> bool:
+        """Nothing more belongs to the evaluation that is under way; False where none is."""
+        if not self._open:
+            return False
+        self.steps.append(self._open_step)
+        self.values.append(float(np.mean(self._open)))
+        self._open = []
+        return True
 
 
 class RecentMedian:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,7 +24,8 @@ class ClassImbalance(Rule):
     ``warm_up`` steps, older ones fading by half every ``half_life`` saved steps, a class is rare when it has at
     most 1 / ``imbalance`` of the samples of the most frequent one. It fires when for ``lasting`` optimizer steps
     the rare classes together, with at least ``samples`` samples of weight, were predicted right in less than
-    ``recall`` of the cases while the frequent class was in more than 80 %.
+    ``recall`` of the cases while the frequent class was in more than 80 %, and not better in the later half of these
+    steps than in the earlier one (by two standard errors): what is being learnt is not given up.
 
     Args:
         imbalance: ratio between the most frequent class and a rare one.
@@ -58,7 +61,9 @@ class ClassImbalance(Rule):
         self.warm_up = warm_up
         self.lasting = lasting
         self.half_life = half_life
-        self._since: int | None = None
+        self._since: deque[tuple[int, NDArray[np.float64]]] = (
+            deque()
+        )  # labels and right ones of the steps that it lasts
         self._name = ""
         self._counts: NDArray[np.float64] | None = None
         self._steps = SeenSteps()
@@ -76,32 +81,33 @@ class ClassImbalance(Rule):
                 same = self._counts is not None and self._counts.shape == new.shape
                 self._counts = self._counts * 0.5 ** (1 / self.half_life) + new if same else new.copy()  # type: ignore[operator]
                 self._steps.append(step.step)
-                yield from self._judge(step)
+                yield from self._judge(step, new)
 
-    def _judge(self, step: Step) -> Iterator[Finding]:
+    def _judge(self, step: Step, new: NDArray[np.float64]) -> Iterator[Finding]:
         assert self._counts is not None
         labels, right = self._counts
         most = int(labels.argmax())
         rare = np.flatnonzero((labels > 0) & (labels <= labels[most] / self.imbalance))
         total = float(labels[rare].sum())
         if total < self.samples:
-            self._since = None
+            self._since.clear()
             return
         recall = float(right[rare].sum() / total)
         if recall >= self.recall or right[most] <= 0.8 * labels[most]:
-            self._since = None
+            self._since.clear()
             return
-        if self._since is None:
-            self._since = step.step
-        lasted = step.step - self._since
-        self._margin = max(self._margin, lasted / self.lasting)
-        if lasted >= self.lasting:
-            self._fired = True
+        self._since.append((step.step, new))
+        while len(self._since) > 1 and self._since[1][0] <= step.step - self.lasting:
+            self._since.popleft()
+        lasted = step.step - self._since[0][0]
+        self._margin = max(self._margin, min(lasted / self.lasting, 0.99))
+        if lasted >= self.lasting and not _gets_better([counts[:, rare] for _, counts in self._since]):
+            self._fired, self._margin = True, lasted / self.lasting
             ratio = labels[most] / labels[rare].min()
             listed = ", ".join(str(int(c)) for c in rare[:10]) + ("..." if len(rare) > 10 else "")
             yield self.finding(
                 step,
-                first_step=self._since,
+                first_step=self._since[0][0],
                 tensors=[self._name],
                 value=recall,
                 threshold=self.recall,
@@ -128,3 +134,14 @@ class ClassImbalance(Rule):
             margin=self._margin,
             closest=self._name,
         )
+
+
+def _gets_better(counts: list[NDArray[np.float64]]) -> bool:
+    """Whether more of the labels are predicted right in the later half, from [labels, right] x classes of each step."""
+    half = len(counts) // 2
+    (before, right_before), (after, right_after) = (
+        np.sum(part, axis=(0, 2)) for part in (counts[:half], counts[half:])
+    )
+    share = (right_before + right_after) / (before + after)
+    error = math.sqrt(share * (1 - share) * (1 / max(before, 1) + 1 / max(after, 1)))
+    return bool(right_after / max(after, 1) - right_before / max(before, 1) > 2 * error)

@@ -101,6 +101,22 @@ def poisoned(at: int) -> Callable[[DataLoader], Any]:
     return feed
 
 
+def test_a_state_that_the_model_made_is_no_data(tmp_path: Path) -> None:
+    model = nn.RNNCell(4, 4, nonlinearity="relu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e4)
+    config = SaveConfig(save_interval=1)
+    with Hook(tmp_path / "run", model=model, optimizer=optimizer, save_config=config, system_interval=0):
+        for _ in range(6):
+            state = None
+            for _ in range(3):
+                state = model(torch.ones(2, 4), state)
+            optimizer.zero_grad()
+            state.exp().sum().backward()
+            optimizer.step()
+    bad, given = judge(tmp_path / "run", "ExplodingTensor", "NonFiniteInput")
+    assert bad.findings and not given.findings
+
+
 def test_a_nan_in_one_batch_between_saved_steps_is_the_root_cause(tmp_path: Path) -> None:
     train(tmp_path / "run", clusters(), dense(), feed=poisoned(33), every=10)
     results = judge(tmp_path / "run", "NonFiniteInput", "ExplodingTensor", "DivergingLoss")
