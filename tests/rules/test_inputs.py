@@ -111,7 +111,7 @@ def test_a_state_that_the_model_made_is_no_data(tmp_path: Path) -> None:
             for _ in range(3):
                 state = model(torch.ones(2, 4), state)
             optimizer.zero_grad()
-            state.exp().sum().backward()
+            (-state.exp().sum()).backward()
             optimizer.step()
     bad, given = judge(tmp_path / "run", "ExplodingTensor", "NonFiniteInput")
     assert bad.findings and not given.findings
