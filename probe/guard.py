@@ -110,19 +110,16 @@ class _Rows:
     """Memory for rows of statistics, a few at a time."""
 
     def __init__(self) -> None:
-        self._renew()
+        self._used = _BLOCK_ROWS
 
     def take(self, count: int) -> tuple[NDArray[np.float64], int]:
         """float64 [count, len(STAT_COLUMNS)] and its address; ``count`` is 256 at most."""
-        if self._used + count > _BLOCK_ROWS:
-            self._renew()
+        if self._used + max(count, 1) > _BLOCK_ROWS:
+            self._block = np.empty((_BLOCK_ROWS, len(STAT_COLUMNS)))
+            self._address = self._block.ctypes.data
+            self._used = 0
         first, self._used = self._used, self._used + count
         return self._block[first : self._used], self._address + first * _ROW_BYTES
-
-    def _renew(self) -> None:
-        self._block: NDArray[np.float64] = np.empty((_BLOCK_ROWS, len(STAT_COLUMNS)))
-        self._address: int = self._block.ctypes.data
-        self._used: int = 0
 
 
 def _spread(gradients: Sequence[Watched], seconds: float) -> list[Watched]:
