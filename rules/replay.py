@@ -211,6 +211,7 @@ class LiveAnalysis:
 
     Attributes:
         steps: how many were judged.
+        moved: the ranks of which the last poll judged steps.
         figures: where the run stands.
         waits: whether there are rules that judge how long nothing has come: they are asked at each poll.
 
@@ -230,6 +231,7 @@ class LiveAnalysis:
         self._complete = Reduced(trace) if SMDEBUG_CONFIG in trace.info.config else None
         self._run_concluded = False
         self.steps = 0
+        self.moved: list[int] = []
         self.figures = Figures()
         self.waits = self._engine.waits
 
@@ -246,13 +248,15 @@ class LiveAnalysis:
         found: list[Finding] = []
         self._trace.refresh()
         ranks = self._trace.ranks if ranks is None else ranks
+        self.moved = []
         for rank in ranks:
             known = self._streams.get(rank) if all_go_on else None
-            if known is not None:
-                found += self._feed(known[0].poll())
-                continue
-            ended = self._trace.end(rank) is not None  # asked first: what is read then is all there is
-            found += self._feed(self._stream(rank).poll())
+            # Asked first: what is read then is all there is.
+            ended = known is None and self._trace.end(rank) is not None
+            before = self.steps
+            found += self._feed((known[0] if known is not None else self._stream(rank)).poll())
+            if self.steps > before:
+                self.moved.append(rank)
             if ended:
                 found += self._conclude(rank)
         if self._engine.waits and (self._trace.live() if live is None else live):

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,8 @@ class Changes:
         self.by_events = False
 
     def __enter__(self) -> Changes:
+        # watchdog warns, with all that it watches, when a directory appears twice in the same moment.
+        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
         try:
             for directory in self._directories:
                 kinds = [FileMovedEvent, DirCreatedEvent]

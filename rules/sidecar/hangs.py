@@ -75,12 +75,12 @@ class HangWatch:
         self._said: set[tuple[int, int]] = set()
         self._looked = clock()
 
-    def look_beside(self, found: Sequence[Finding], ranks: Iterable[int], changed: Iterable[int]) -> list[Finding]:
+    def look_beside(self, found: Sequence[Finding], ranks: Iterable[int], moved: Iterable[int]) -> list[Finding]:
         """What rules have found, and what is found now; of a hang that is known rules need not tell again.
 
         They know only that no step has ended, not which rank stands where.
         """
-        standing = self.look(ranks, changed)
+        standing = self.look(ranks, moved)
         return [*(finding for finding in found if finding.rule != RULE or not self._is_known()), *standing]
 
     def _is_known(self) -> bool:
@@ -88,15 +88,15 @@ class HangWatch:
         steps = {rank: read_beat(self._trace.path, rank).get("step") for rank, _ in self._said}
         return any(steps[rank] == step for rank, step in self._said)
 
-    def look(self, ranks: Iterable[int], changed: Iterable[int]) -> list[Finding]:
+    def look(self, ranks: Iterable[int], moved: Iterable[int]) -> list[Finding]:
         """What is found now; looks at most once a second.
 
         Args:
             ranks: all ranks of the run.
-            changed: those that may have recorded steps since the last look.
+            moved: those that have recorded steps since the last look.
         """
         now = self._clock()
-        for rank in changed:
+        for rank in moved:
             self._ranks[rank] = _Rank(now)
         if now - self._looked < _LOOK_SECONDS:
             return []

@@ -196,14 +196,16 @@ class WatchedRun:
         live = self._is_live(ask=begun or ended or not changed)
         self.trace.refresh()
         findings: list[Finding] = []
+        moved: list[int] = []  # and not those of which samples came alone
         if not live:
             findings = self._analysis.conclude()
         elif changed or self._analysis.waits:
             self._all_go_on &= not (begun or ended)
             findings = self._analysis.poll(changed, live=True, all_go_on=self._all_go_on)
             self._all_go_on = True  # and not if that has failed
+            moved = self._analysis.moved
         if live and self._hangs:
-            findings = self._hangs.look_beside(findings, self._ranks, changed)
+            findings = self._hangs.look_beside(findings, self._ranks, moved)
         if self.policy.study is not None:
             findings = [*findings, *self.policy.study.look(self.trace, live=live)]
         new = [self.policy.judge(finding) for finding in (*known, *findings) if self._is_new(finding)]

@@ -66,7 +66,7 @@ class EscalatingStop:
 
         for pause in _pauses():
             try:
-                if self._has_stopped(trace, finding, say):
+                if self._has_stopped(trace, finding, say, done.append):
                     return "; ".join(done)
                 trouble = done[-1]
             except (OSError, TraceError) as error:  # a file system that is away comes back
@@ -98,17 +98,19 @@ class EscalatingStop:
             time.sleep(pause)
         raise AssertionError("pauses do not end")
 
-    def _has_stopped(self, trace: Trace, finding: Finding, say: Callable[[str], None]) -> bool:
+    def _has_stopped(
+        self, trace: Trace, finding: Finding, say: Callable[[str], None], note: Callable[[str], None]
+    ) -> bool:
         """Try once; whether it has stopped, or answered that it does, or is not to be stopped any more."""
         why_not = _nothing_to_stop(trace, finding)
         if why_not:
             say(why_not)
             return True
         try:
-            _ask(trace, f"{finding.rule}: {finding.message}")
+            asked = _ask(trace, f"{finding.rule}: {finding.message}")
             if answers := self._await_answers(trace):
                 for answer in answers:
-                    say(answer)
+                    (say if asked else note)(answer)  # to another finding's request it was said then
                 return True
             say(f"no answer in {self._answer_seconds:g} s" if trace.live() else "the job has ended without an answer")
         except (OSError, TraceError) as error:
@@ -192,11 +194,13 @@ def _nothing_to_stop(trace: Trace, finding: Finding) -> str:
     return ""
 
 
-def _ask(trace: Trace, reason: str) -> None:
-    """Request the stop, unless this attempt of the job has been asked already."""
+def _ask(trace: Trace, reason: str) -> bool:
+    """Request the stop, unless this attempt of the job has been asked already; whether it was requested now."""
     request = read_request(trace.path)
-    if request is None or request.time_ns < min(_began(trace, rank) for rank in trace.ranks):
-        request_stop(trace.path, reason, by="watch")
+    if request is not None and request.time_ns >= min(_began(trace, rank) for rank in trace.ranks):
+        return False
+    request_stop(trace.path, reason, by="watch")
+    return True
 
 
 def _answer(trace: Trace, rank: int) -> Acknowledgement | None:

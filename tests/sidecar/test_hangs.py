@@ -199,8 +199,10 @@ def test_one_that_holds_the_interpreters_lock_shows_its_stack_as_well(folder: Pa
 
 
 def test_an_evaluation_is_not_a_hang(folder: Path) -> None:
-    before = beat(folder / "evaluating", 0)
-    assert before["still_seconds"] < 5
+    until = time.monotonic() + 60
+    while beat(folder / "evaluating", 0)["still_seconds"] > 5:  # on a busy machine it may have to wait for its turn
+        assert time.monotonic() < until
+        time.sleep(0.1)
     assert look(folder / "evaluating", 20) == []
 
 
@@ -250,3 +252,17 @@ def test_what_stands_still_is_told_once_though_a_rule_finds_it_too(folder: Path,
         time.sleep(0.3)
     watched.close(10)
     assert [("stacks" in finding.evidence) for finding in found] == [beside]
+
+
+def test_samples_of_the_machine_are_no_sign_that_a_rank_moves(folder: Path, tmp_path: Path) -> None:
+    """They are written every other second, whatever the script does; here a second counts for five."""
+    trace = Trace(folder / "script")
+    watched = WatchedRun(trace, Policy("all", ()), trace.path, States(tmp_path), act=False)
+    watched._hangs = HangWatch(trace, lambda: 5 * time.monotonic())
+    found: list[Finding] = []
+    until = time.monotonic() + 60
+    while not found and time.monotonic() < until:
+        found = [event.finding for event in watched.look() if isinstance(event, Found)]
+        time.sleep(0.1)
+    watched.close(10)
+    assert [finding.evidence["ranks"] for finding in found] == [[0]]

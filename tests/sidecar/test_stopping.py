@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from stepwatch.probe.store.control import StopWatcher, read_request, request_stop
+from stepwatch.probe.store.control import StopWatcher, acknowledge, read_request, request_stop
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.finding import Finding, Severity
 from stepwatch.rules.sidecar import stopping
@@ -193,3 +195,22 @@ def test_a_request_is_heard_whatever_the_clock_of_who_makes_it(tmp_path: Path, m
     request = watcher.poll()
     assert request is not None and request.reason == "this one"
     assert watcher.poll() is None
+
+
+def test_an_answer_is_said_once_however_many_findings_ask_for_it(
+    tmp_path: Path, begin: type[Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = begin(tmp_path / "run").train(1.0)
+    stop = EscalatingStop(answer=60)
+    answering = threading.Thread(target=answer_when_asked, args=(job.path,), daemon=True)
+    answering.start()
+    done = [stop.apply(FINDING, job.path) for _ in range(2)]
+    answering.join()
+    assert done == ["rank 0 stopped after 1 steps, checkpoint model.pt"] * 2
+    assert [record.message for record in caplog.records] == [f"{job.path}: {done[0]}"]
+
+
+def answer_when_asked(run: Path) -> None:
+    while (request := read_request(run)) is None:
+        time.sleep(0.01)
+    acknowledge(run, 0, request.id, step=1, checkpoint="model.pt")
