@@ -107,7 +107,6 @@ class Clock:
 def measure(what: str, folder: str, steps: int) -> None:
     """In a process of its own."""
     if sys.executable != REFERENCE:
-        import pandas  # noqa: F401 - what reading imports on first use
         import pyarrow.parquet  # noqa: F401
 
         import stepwatch.rules.smdebug.trial  # noqa: F401

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stepwatch.probe.mode_keys import ModeKeys
+from stepwatch.probe.store.arrow import as_array
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace
 
@@ -64,26 +65,22 @@ def whole_tensors(trace: Trace, rank: int, mode: ModeKeys, steps: Range = (None,
         return {}
     rows = pa.concat_tables(pieces).unify_dictionaries()
     order, numbers = _order(rows, mode, steps)
-    # Names are contiguous in this order, so that the entries of one lie side by side.
-    rows = rows.select(["name", "dtype", "shape", "data"])
-    rows = rows.set_column(3, "data", rows["data"].cast(pa.large_binary()))  # in one array, however much it is
-    batches = rows.take(pa.array(order)).combine_chunks().to_batches()
-    return dict(_series(batches[0], numbers)) if batches else {}
+    return dict(_series(rows, order, numbers))
 
 
 def _order(rows: pa.Table, mode: ModeKeys, steps: Range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that answer, by name and number, and their numbers."""
     modes = rows["mode"].combine_chunks()
-    step = rows["step"].to_numpy()
-    training = np.isin(modes.indices.to_numpy(), _codes(modes, ("TRAIN", "GLOBAL")))
+    step = as_array(rows["step"])
+    training = np.isin(as_array(modes.indices), _codes(modes, ("TRAIN", "GLOBAL")))
     keep = np.ones(rows.num_rows, bool)
     if mode is not ModeKeys.GLOBAL:
-        keep = np.isin(modes.indices.to_numpy(), _codes(modes, (mode.name,)))
+        keep = np.isin(as_array(modes.indices), _codes(modes, (mode.name,)))
     first, end = steps
     keep &= (step >= first) if first is not None else True
     keep &= (step < end) if end is not None else True
-    number = step if mode is ModeKeys.GLOBAL else rows["mode_step"].to_numpy()
-    codes = rows["name"].combine_chunks().indices.to_numpy()
+    number = step if mode is ModeKeys.GLOBAL else as_array(rows["mode_step"])
+    codes = as_array(rows["name"].combine_chunks().indices)
     order = np.lexsort((training, number, codes))
     order = order[keep[order]]
     # Of rows of one name and number the last in this order answers.
@@ -97,41 +94,71 @@ def _codes(column: pa.DictionaryArray, spelled: tuple[str, ...]) -> list[int]:
     return [code for code, text in enumerate(column.dictionary.to_pylist()) if text in spelled]
 
 
-def _series(rows: pa.RecordBatch, numbers: NDArray[np.int64]) -> Iterator[tuple[str, Series]]:
-    names = rows["name"].indices.to_numpy()
-    spelled = rows["name"].dictionary.to_pylist()
-    _, offsets_buffer, content = rows["data"].buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[rows["data"].offset :]
-    bounds = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
+def _series(rows: pa.Table, order: NDArray[np.int64], numbers: NDArray[np.int64]) -> Iterator[tuple[str, Series]]:
+    """Each tensor, of rows in an order by name and number."""
+    names, dtypes = (rows[column].combine_chunks() for column in ("name", "dtype"))
+    codes, kinds = as_array(names.indices)[order], as_array(dtypes.indices)[order]
+    spelled, types = names.dictionary.to_pylist(), [np.dtype(each) for each in dtypes.dictionary.to_pylist()]
+    data = rows["data"].cast(pa.large_binary()).combine_chunks()  # in one array, however much it is
+    content = data.buffers()[2]
+    starts, sizes = _bounds(data)
+    shapes = rows["shape"].combine_chunks()
+    first, dimensions = _bounds(shapes)
+    every = as_array(shapes.values)
+    starts, sizes, first, dimensions = (each[order] for each in (starts, sizes, first, dimensions))
+    bounds = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(order)]
     for start, end in itertools.pairwise(bounds):
         if start == end:
             continue
-        steps = numbers[start:end]
-        dtypes, shapes = rows["dtype"][start:end], rows["shape"][start:end]
-        dtype, shape = np.dtype(dtypes[0].as_py()), tuple(shapes[0].as_py())
-        if _uniform(dtypes, shapes):
-            flat = _entries(content, dtype, int(offsets[start]), int(offsets[end]))
-            values = flat.reshape(end - start, *shape)
-        else:
-            values = np.empty(end - start, object)
-            for at, (kind, sizes) in enumerate(zip(dtypes.to_pylist(), shapes.to_pylist(), strict=True)):
-                first, last = int(offsets[start + at]), int(offsets[start + at + 1])
-                values[at] = _entries(content, np.dtype(kind), first, last).reshape(sizes)
-        yield spelled[names[start]], Series(steps, values)
+        of_it = slice(start, end)
+        entries = _Entries(content, starts[of_it], sizes[of_it])
+        if _same(kinds[of_it]) and _same(dimensions[of_it]):
+            by_row = every[first[of_it, None] + np.arange(dimensions[start])]
+            if (by_row == by_row[0]).all():
+                yield spelled[codes[start]], Series(numbers[of_it], entries.stacked(types[kinds[start]], by_row[0]))
+                continue
+        ragged = np.empty(end - start, object)
+        for at in range(end - start):
+            shape = every[first[start + at] : first[start + at] + dimensions[start + at]]
+            ragged[at] = entries.one(at, types[kinds[start + at]], shape)
+        yield spelled[codes[start]], Series(numbers[of_it], ragged)
 
 
-def _entries(content: pa.Buffer | None, dtype: np.dtype[Any], start: int, end: int) -> NDArray[Any]:
-    if start == end or content is None:
-        return np.empty(0, dtype)
-    found = np.frombuffer(content, dtype, (end - start) // dtype.itemsize, start)
-    return found if found.flags.aligned else found.copy()
+class _Entries:
+    """Where the entries of a tensor lie in what was read, step by step, in bytes."""
+
+    def __init__(self, content: pa.Buffer | None, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        self._content, self._starts, self._sizes = content, starts, sizes
+
+    def one(self, at: int, dtype: np.dtype[Any], shape: NDArray[np.int64]) -> NDArray[Any]:
+        """The array of one step."""
+        if self._content is None or not self._sizes[at]:
+            return np.empty(shape, dtype)
+        count, start = int(self._sizes[at]) // dtype.itemsize, int(self._starts[at])
+        found = np.frombuffer(self._content, dtype, count, start).reshape(shape)
+        return found if found.flags.aligned else found.copy()
+
+    def stacked(self, dtype: np.dtype[Any], shape: NDArray[np.int64]) -> NDArray[Any]:
+        """Arrays of the same shape as one: where they lie at equal distances, as they do, a view of all of them."""
+        whole = (len(self._starts), *shape.tolist())
+        distances = np.diff(self._starts)
+        if self._content is None or not self._sizes[0]:
+            return np.empty(whole, dtype)
+        if _same(distances):
+            stride = int(distances[0]) if len(distances) else int(self._sizes[0])
+            inner = np.empty(whole[1:], dtype).strides
+            if stride > 0:
+                found: NDArray[Any] = np.ndarray(whole, dtype, self._content, int(self._starts[0]), (stride, *inner))
+                return found if found.flags.aligned else found.copy()
+        return np.stack([self.one(at, dtype, shape) for at in range(len(self._starts))])
 
 
-def _uniform(dtypes: pa.Array, shapes: pa.Array) -> bool:
-    if len(dtypes.unique()) > 1:
-        return False
-    lengths = shapes.value_lengths().to_numpy(zero_copy_only=False)
-    if (lengths != lengths[0]).any():
-        return False
-    sizes = shapes.flatten().to_numpy(zero_copy_only=False).reshape(len(shapes), -1)
-    return bool((sizes == sizes[0]).all())
+def _bounds(lists: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each entry of a column of texts or lists begins, and its length."""
+    kind = np.int32 if pa.types.is_list(lists.type) else np.int64
+    offsets = np.frombuffer(lists.buffers()[1], kind)[lists.offset : lists.offset + len(lists) + 1].astype(np.int64)
+    return offsets[:-1], np.diff(offsets)
+
+
+def _same(values: NDArray[Any]) -> bool:
+    return bool((values == values[:1]).all())

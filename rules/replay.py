@@ -10,7 +10,7 @@ from typing import Any
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
-from stepwatch.probe.store.schema import SMDEBUG_CONFIG
+from stepwatch.probe.store.schema import SMDEBUG_CONFIG, STAT_COLUMNS
 from stepwatch.probe.store.tail import Tails
 from stepwatch.rules.baselines import beside_baseline
 from stepwatch.rules.catalogue import RuleSpec
@@ -41,15 +41,24 @@ class StepStream:
         rank: the rank.
         tails: the tails of the run's ranks, where others read them too.
         whole_tensors: whether steps have their ``values``.
+        statistics: whether they have the numbers of their tensors, beside the names.
     """
 
-    def __init__(self, trace: Trace, rank: int, tails: Tails | None = None, *, whole_tensors: bool = False) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        rank: int,
+        tails: Tails | None = None,
+        *,
+        whole_tensors: bool = False,
+        statistics: bool = True,
+    ) -> None:
         self._trace = trace
         self._tensors: dict[str, TensorInfo] = {}
         self._builder = StepBuilder(rank, self._describe)
         self._rank = rank
         self._commits = commits_of(trace, rank)
-        self._stats = stats_of(trace, rank, self._builder.tensor_set)
+        self._stats = stats_of(trace, rank, self._builder.tensor_set, STAT_COLUMNS if statistics else STAT_COLUMNS[:1])
         self._scalars = scalars_of(trace, rank)
         self._derived = derived_of(trace, rank)
         self._values = values_of(trace, rank) if whole_tensors else None

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stepwatch.probe.store.arrow import as_array
 from stepwatch.probe.store.follower import TableCursor
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.schema import STAT_COLUMNS, TIMING_COLUMNS
@@ -137,8 +138,16 @@ class StepRows(Generic[T]):
         return True
 
 
-def stats_of(trace: Trace, rank: int, tensor_set: Callable[[tuple[str, ...]], TensorSet]) -> StepRows[Stats]:
-    """The statistics of each step, but of what has no entries: the part that a rank has of a small sharded tensor."""
+def stats_of(
+    trace: Trace,
+    rank: int,
+    tensor_set: Callable[[tuple[str, ...]], TensorSet],
+    columns: tuple[str, ...] = STAT_COLUMNS,
+) -> StepRows[Stats]:
+    """The statistics of each step, but of what has no entries: the part that a rank has of a small sharded tensor.
+
+    ``columns`` are those that are read, the first ones.
+    """
     known: tuple[NDArray[np.int32], list[str], TensorSet] | None = None
 
     def tensors(codes: NDArray[np.int32], spelled: list[str]) -> TensorSet:
@@ -149,9 +158,9 @@ def stats_of(trace: Trace, rank: int, tensor_set: Callable[[tuple[str, ...]], Te
         return known[2]
 
     def decode(rows: pa.Table) -> Content[Stats]:
-        matrix = np.empty((rows.num_rows, len(STAT_COLUMNS)))
-        for index, name in enumerate(STAT_COLUMNS):
-            matrix[:, index] = rows[name].to_numpy()
+        matrix = np.empty((rows.num_rows, len(columns)))
+        for index, name in enumerate(columns):
+            matrix[:, index] = as_array(rows[name])
         codes, spelled = _encoded(rows["name"])
         if matrix[:, 0].all():
             return lambda start, end: Stats(tensors(codes[start:end], spelled), matrix[start:end])
@@ -163,14 +172,14 @@ def stats_of(trace: Trace, rank: int, tensor_set: Callable[[tuple[str, ...]], Te
 
         return content
 
-    return StepRows(trace, "stats", rank, ("name", *STAT_COLUMNS), decode)
+    return StepRows(trace, "stats", rank, ("name", *columns), decode)
 
 
 def scalars_of(trace: Trace, rank: int) -> StepRows[dict[str, float]]:
     """The last value of each scalar of each step."""
 
     def decode(rows: pa.Table) -> Content[dict[str, float]]:
-        names, values = _texts(rows["name"]), rows["value"].to_numpy().tolist()
+        names, values = _texts(rows["name"]), as_array(rows["value"]).tolist()
         return lambda start, end: dict(zip(names[start:end], values[start:end], strict=True))
 
     return StepRows(trace, "scalars", rank, ("name", "value"), decode)
@@ -182,8 +191,8 @@ def derived_of(trace: Trace, rank: int) -> StepRows[dict[tuple[str, str], NDArra
     def decode(rows: pa.Table) -> Content[dict[tuple[str, str], NDArray[np.float64]]]:
         keys = list(zip(_texts(rows["name"]), _texts(rows["quantity"]), strict=True))
         lists = rows["value"].chunk(0)
-        values = np.array(lists.flatten(), dtype=np.float64)
-        ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+        values = as_array(lists.flatten())
+        ends = np.cumsum(as_array(lists.value_lengths())).tolist()
         begins = [0, *ends]
         return lambda start, end: {keys[at]: values[begins[at] : ends[at]] for at in range(start, end)}
 
@@ -226,7 +235,7 @@ def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
     encoded = column.chunk(0)
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
-    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    return as_array(encoded.indices), encoded.dictionary.to_pylist()
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
@@ -236,7 +245,6 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     if name != "mode":
-        numbers: NDArray[np.int64] = rows[name].to_numpy()
-        return numbers
+        return as_array(rows[name])
     codes, spelled = _encoded(rows[name])
     return np.array([MODES.index(mode) for mode in spelled], dtype=np.int64)[codes]

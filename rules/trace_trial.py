@@ -12,6 +12,7 @@ from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.reader import Trace
 from stepwatch.rules.bulk import Series, whole_tensors
+from stepwatch.rules.recorded import Recorded
 from stepwatch.rules.replay import StepStream
 from stepwatch.rules.step import Step
 from stepwatch.rules.tensor import Array, Tensor
@@ -35,6 +36,8 @@ class TraceTrial(Trial):
         ValueError: a range that holds nothing.
     """
 
+    _statistics = True
+
     def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
         super().__init__(name)
         self.path = str(trace.path)
@@ -46,7 +49,7 @@ class TraceTrial(Trial):
         self._whole: dict[int, WholeTensors] = {}
         self._series: dict[ModeKeys, dict[str, Series]] = {}
         self._by_step: dict[tuple[str, ModeKeys], dict[int, Array]] = {}
-        self._complete = False
+        self._complete = self._unread = False
 
     def refresh(self) -> None:
         """Take what was recorded meanwhile; every query does."""
@@ -54,23 +57,55 @@ class TraceTrial(Trial):
             return
         self.trace.refresh()
         ended = not self.trace.live()
+        if ended and not self._streams:
+            self._complete = self._unread = True  # nothing more will come: its steps are read when one is asked for
+            return
+        self._read(to_the_end=ended)
+        self._complete = ended
+
+    def _read(self, *, to_the_end: bool) -> None:
         for rank in self.trace.ranks:
             attempts = self.trace.attempts(rank)
             if rank not in self._streams or self._streams[rank][1] != attempts:
-                self.recorded.forget(rank)
-                self._streams[rank] = (StepStream(self.trace, rank), attempts)
+                self._recorded.forget(rank)
+                self._streams[rank] = (StepStream(self.trace, rank, statistics=self._statistics), attempts)
                 self._whole.pop(rank, None)
             stream, _ = self._streams[rank]
             self._take(stream.poll())
-            if ended:
+            if to_the_end:
                 self._take(stream.drain())
-        self._complete = ended
+
+    @property
+    def recorded(self) -> Recorded:
+        """The steps."""
+        if self._unread:
+            self._unread = False
+            self._read(to_the_end=True)
+        return self._recorded
+
+    @recorded.setter
+    def recorded(self, steps: Recorded) -> None:
+        self._recorded = steps
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether a tensor of that name was recorded."""
+        self.refresh()
+        known = self._known_names()
+        return super().has_tensor(name) if known is None else name in known
+
+    def _names(self, step: int | None, mode: ModeKeys) -> set[str]:
+        known = self._known_names() if step is None and mode is ModeKeys.GLOBAL else None
+        return super()._names(step, mode) if known is None else known
+
+    def _known_names(self) -> set[str] | None:
+        """Names of all that was recorded, as long as no step was asked for, and where the tables alone tell."""
+        return None
 
     def _take(self, steps: Iterable[Step]) -> None:
         for step in steps:
             after_end = self._end is not None and step.step >= self._end
             if not after_end and (self._first is None or step.step >= self._first):
-                self.recorded.add(step)
+                self._recorded.add(step)
 
     @property
     def loaded_all_steps(self) -> bool:

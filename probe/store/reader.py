@@ -199,11 +199,12 @@ class Trace:
         pieces = []
         for rank in self.ranks if ranks is None else ranks:
             rows = self._read_rank(name, rank, read, condition)
-            number = pa.array([rank], pa.int32()).take(pa.array([0] * rows.num_rows, pa.int32()))
-            pieces.append(rows.append_column("rank", number))
+            number = np.full(rows.num_rows, rank, np.int32)
+            column = pa.Array.from_buffers(pa.int32(), len(number), [None, pa.py_buffer(number)])
+            pieces.append(rows.append_column("rank", column))
         if not pieces:
-            empty = pa.schema([schema.field(c) for c in read]).empty_table()
-            pieces = [empty.append_column("rank", pa.array([], pa.int32()))]
+            empty = pa.schema([*(schema.field(c) for c in read), pa.field("rank", pa.int32())])
+            pieces = [pa.Table.from_batches([], empty)]
         keep = wanted if "rank" in wanted else [*wanted, "rank"]
         return pa.concat_tables(pieces).select(keep)
 
@@ -291,7 +292,7 @@ class Trace:
         folder = rank_folder(self.path, table, rank)
 
         def read() -> pa.Table:
-            pieces = [pa.schema([TABLES[table].field(column) for column in columns]).empty_table()]
+            pieces = [pa.Table.from_batches([], pa.schema([TABLES[table].field(column) for column in columns]))]
             for part in list_parts(folder):
                 rows = self._read_file(folder / part.file_name, columns, condition)
                 if rows is not None:
@@ -304,10 +305,9 @@ class Trace:
         """A file's rows, or None with a warning when it is damaged."""
         try:
             if columns is None or not set(columns) & set(ADDED_COLUMNS.names):
-                return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+                return _rows_of_file(path, columns, condition)
             there = present(columns, pq.read_schema(path).names)
-            rows = pq.read_table(path, columns=there, filters=condition, partitioning=None)
-            return completed(rows, columns)
+            return completed(_rows_of_file(path, there, condition), columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -363,13 +363,30 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
+def _rows_of_file(path: Path, columns: list[str] | None, condition: pc.Expression | None) -> pa.Table:
+    """A file's rows, all or those that meet a condition.
+
+    Without one no more of Arrow is imported than is there, and no pandas, which takes half a second.
+
+    Raises:
+        ValueError: the file lacks a column.
+    """
+    if condition is not None:
+        return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+    with pq.ParquetFile(path) as file:
+        rows = file.read(columns=columns)
+    if lacking := set(columns or ()) - set(rows.column_names):
+        raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
+    return rows if columns is None else rows.select(columns)
+
+
 def iterate_file(path: Path, columns: list[str], rows: int) -> Iterator[pa.Table]:
     """A file's rows in pieces of at most ``rows``, repeated text as dictionaries.
 
     Raises:
         ValueError: the file lacks a column.
     """
-    repeated = [column for column in ("mode", "name", "quantity", "device", "metric") if column in columns]
+    repeated = [column for column in ("mode", "name", "quantity", "device", "metric", "dtype") if column in columns]
     try:
         file = pq.ParquetFile(path, read_dictionary=repeated)
     except KeyError as error:

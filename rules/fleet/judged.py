@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from stepwatch.probe.store.arrow import as_array
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.labels import read_labels
 from stepwatch.probe.store.reader import Trace
@@ -76,7 +77,7 @@ def _seconds(trace: Trace, analysis: Analysis) -> tuple[float, float, float]:
     rows = trace.table("steps", columns=["step", "time_ns"])
     if not rows.num_rows:
         return 0.0, 0.0, 0.0
-    steps, times = rows["step"].to_numpy(), rows["time_ns"].to_numpy()
+    steps, times = as_array(rows["step"]), as_array(rows["time_ns"])
     errors = [finding for finding in analysis.findings if finding.severity is Severity.ERROR]
 
     def since(step: int) -> float:

@@ -259,6 +259,8 @@ class ImportedTrial(_AsSaved, TraceTrial):
     Steps are those at which something was saved. Arguments are those of :class:`TraceTrial`.
     """
 
+    _statistics = False  # only what was saved answers
+
     def __init__(self, trace: Trace, name: str, range_steps: Range | None = None) -> None:
         super().__init__(trace, name, range_steps)
         known = trace.info.config[SMDEBUG_CONFIG]
@@ -268,6 +270,7 @@ class ImportedTrial(_AsSaved, TraceTrial):
             each: Collection(each, list(entry["include_regex"]), set(entry["tensor_names"]))
             for each, entry in known["collections"].items()
         }
+        self._spelled: set[str] | None = None
         self._infos: dict[str, TensorInfo] = {}
         self._sets: dict[tuple[str, ...], TensorSet] = {}
 
@@ -279,6 +282,23 @@ class ImportedTrial(_AsSaved, TraceTrial):
 
     def _take(self, steps: Iterable[Step]) -> None:
         super()._take(saved for step in steps if (saved := self._as_saved(step)) is not None)
+
+    def _known_names(self) -> set[str] | None:
+        if not self._unread:
+            return None
+        if self._spelled is None:
+            self._spelled = self._names_in_tables()
+        return self._spelled or None
+
+    def _names_in_tables(self) -> set[str]:
+        """Names of all of which something was saved; none where only the steps tell, which ones count."""
+        every_step = (self._first, self._end) == (None, None)
+        if not every_step or not all(self.trace.table("steps", columns=["saved"])["saved"].to_pylist()):
+            return set()
+        found = set(self.trace.table("stats", columns=["name"])["name"].unique().to_pylist())
+        derived = self.trace.table("derived", columns=["name", "quantity"])
+        pairs = set(zip(derived["name"].to_pylist(), derived["quantity"].to_pylist(), strict=True))
+        return found | {name for name, quantity in pairs if _is_saved(quantity)}
 
     def _as_saved(self, step: Step) -> Step | None:
         """The step with a row for every tensor of which something was saved, and nothing else; None without any."""
