@@ -51,7 +51,7 @@ class Series(NamedTuple):
 
 
 def whole_tensors(trace: Trace, rank: int, mode: ModeKeys, steps: Range = (None, None)) -> dict[str, Series]:
-    """All whole tensors of a rank, by name.
+    """All whole tensors of a rank that have entries, by name.
 
     Args:
         trace: the run.
@@ -64,6 +64,8 @@ def whole_tensors(trace: Trace, rank: int, mode: ModeKeys, steps: Range = (None,
     if not pieces:
         return {}
     rows = pa.concat_tables(pieces).unify_dictionaries()
+    data = rows["data"].cast(pa.large_binary()).combine_chunks()  # in one array, however much it is
+    rows = rows.set_column(rows.schema.get_field_index("data"), "data", data)
     order, numbers = _order(rows, mode, steps)
     return dict(_series(rows, order, numbers))
 
@@ -73,9 +75,9 @@ def _order(rows: pa.Table, mode: ModeKeys, steps: Range) -> tuple[NDArray[np.int
     modes = rows["mode"].combine_chunks()
     step = as_array(rows["step"])
     training = np.isin(as_array(modes.indices), _codes(modes, ("TRAIN", "GLOBAL")))
-    keep = np.ones(rows.num_rows, bool)
+    keep = _bounds(rows["data"].chunk(0))[1] > 0  # what has no entries has no statistics either
     if mode is not ModeKeys.GLOBAL:
-        keep = np.isin(as_array(modes.indices), _codes(modes, (mode.name,)))
+        keep &= np.isin(as_array(modes.indices), _codes(modes, (mode.name,)))
     first, end = steps
     keep &= (step >= first) if first is not None else True
     keep &= (step < end) if end is not None else True
@@ -99,7 +101,7 @@ def _series(rows: pa.Table, order: NDArray[np.int64], numbers: NDArray[np.int64]
     names, dtypes = (rows[column].combine_chunks() for column in ("name", "dtype"))
     codes, kinds = as_array(names.indices)[order], as_array(dtypes.indices)[order]
     spelled, types = names.dictionary.to_pylist(), [np.dtype(each) for each in dtypes.dictionary.to_pylist()]
-    data = rows["data"].cast(pa.large_binary()).combine_chunks()  # in one array, however much it is
+    data = rows["data"].chunk(0)
     content = data.buffers()[2]
     starts, sizes = _bounds(data)
     shapes = rows["shape"].combine_chunks()
@@ -127,13 +129,11 @@ def _series(rows: pa.Table, order: NDArray[np.int64], numbers: NDArray[np.int64]
 class _Entries:
     """Where the entries of a tensor lie in what was read, step by step, in bytes."""
 
-    def __init__(self, content: pa.Buffer | None, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    def __init__(self, content: pa.Buffer, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         self._content, self._starts, self._sizes = content, starts, sizes
 
     def one(self, at: int, dtype: np.dtype[Any], shape: NDArray[np.int64]) -> NDArray[Any]:
         """The array of one step."""
-        if self._content is None or not self._sizes[at]:
-            return np.empty(shape, dtype)
         count, start = int(self._sizes[at]) // dtype.itemsize, int(self._starts[at])
         found = np.frombuffer(self._content, dtype, count, start).reshape(shape)
         return found if found.flags.aligned else found.copy()
@@ -142,8 +142,6 @@ class _Entries:
         """Arrays of the same shape as one: where they lie at equal distances, as they do, a view of all of them."""
         whole = (len(self._starts), *shape.tolist())
         distances = np.diff(self._starts)
-        if self._content is None or not self._sizes[0]:
-            return np.empty(whole, dtype)
         if _same(distances):
             stride = int(distances[0]) if len(distances) else int(self._sizes[0])
             inner = np.empty(whole[1:], dtype).strides

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from stepwatch.probe.collections import Collection
 from stepwatch.probe.mode_keys import ModeKeys
 from stepwatch.probe.smdebug import collection as smdebug
 from stepwatch.probe.smdebug.errors import SMDebugValueError
+from stepwatch.probe.store.arrow import as_array
 from stepwatch.probe.store.reader import Trace
 from stepwatch.probe.store.records import TensorInfo
 from stepwatch.probe.store.schema import REDUCTION_QUANTITY, SHAPE_QUANTITY, SMDEBUG_CONFIG
@@ -295,7 +297,10 @@ class ImportedTrial(_AsSaved, TraceTrial):
         every_step = (self._first, self._end) == (None, None)
         if not every_step or not all(self.trace.table("steps", columns=["saved"])["saved"].to_pylist()):
             return set()
-        found = set(self.trace.table("stats", columns=["name"])["name"].unique().to_pylist())
+        stats = self.trace.table("stats", columns=["name", "numel"])
+        if not as_array(stats["numel"]).all():  # what has no entries is part of no step
+            stats = stats.filter(pc.field("numel") > 0)
+        found = set(stats["name"].unique().to_pylist())
         derived = self.trace.table("derived", columns=["name", "quantity"])
         pairs = set(zip(derived["name"].to_pylist(), derived["quantity"].to_pylist(), strict=True))
         return found | {name for name, quantity in pairs if _is_saved(quantity)}

@@ -24,6 +24,7 @@ def write(path: Path, saved: Saved, rank: int = 0, world_size: int = 1) -> None:
         record = StepRecord(step, mode, mode_step, number, tuple(values))
         record.saved = True
         record.stats = np.zeros((len(values), len(STAT_COLUMNS)))
+        record.stats[:, 0] = [value.size for value in values.values()]
         record.values = list(values.items())
         record.scalars = [("loss", float(number)), ("MSELoss_output_0", -float(number))]
         writer.submit(record)
