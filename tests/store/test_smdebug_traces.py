@@ -179,7 +179,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["meta", "tensor_payload", "shape_payload"]), st.text(max_size=9), anything)
 def test_an_index_with_anything_in_it_is_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, part: str, key: str, value: object
@@ -215,7 +215,7 @@ def test_what_was_encoded_is_decoded(value: np.ndarray, name: str, step: int, mo
 RECORD = encode(Event("Net_fc.weight", np.arange(6, dtype=np.float32).reshape(2, 3), 7, 1.5), "TRAIN", 7)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(RECORD) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_record_is_refused_or_read(changes: list[tuple[int, int]]) -> None:
     record = bytearray(RECORD)
@@ -227,7 +227,7 @@ def test_a_damaged_record_is_refused_or_read(changes: list[tuple[int, int]]) -> 
         assert "\n" not in str(error)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_what_is_no_event_is_refused(content: bytes) -> None:
     for record in (content, frame(content)):
