@@ -8,6 +8,7 @@ ten times smaller. The traces are random numbers written by the real writer.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
@@ -88,9 +89,35 @@ def measure(*arguments: object, repeats: int = 3) -> Measured:
     return Measured(statistics.median(times), statistics.median(work), peak, output)
 
 
-def row(what: str, found: Measured, target: str, more: str = "") -> None:
+@dataclass
+class Target:
+    """The most that something may take: seconds, MiB, bytes of what it writes."""
+
+    seconds: float
+    megabytes: float = math.inf
+    bytes: float = math.inf
+
+    def __str__(self) -> str:
+        limits = [f"{self.seconds:g} s"]
+        limits += [f"{self.megabytes:g} MiB"] if math.isfinite(self.megabytes) else []
+        limits += [f"{self.bytes / 1e6:g} MB"] if math.isfinite(self.bytes) else []
+        return ", ".join(limits)
+
+    def verdict(self, found: Measured, size: float = 0) -> str:
+        """Whether it was held; on a busy machine, which time alone does not tell, by processor time."""
+        if found.megabytes > self.megabytes or size > self.bytes or found.processor_seconds > self.seconds:
+            return "not met"
+        return "met" if found.seconds <= self.seconds else "met in processor time, the machine is busy"
+
+
+def row(what: str, found: Measured, target: str = "", verdict: str = "", more: str = "") -> None:
     times = f"{found.seconds:.2f} s | {found.processor_seconds:.2f} s"
-    print(f"| {what} | {times} | {found.megabytes:.0f} MiB | {more} | {target} |", flush=True)
+    print(f"| {what} | {times} | {found.megabytes:.0f} MiB | {more} | {target} | {verdict} |", flush=True)
+
+
+def against(what: str, target: Target, found: Measured, size: float = 0) -> None:
+    more = f"{size / 1e6:.1f} MB" if size else ""
+    row(what, found, str(target), target.verdict(found, size), more)
 
 
 def main() -> None:
@@ -109,19 +136,22 @@ def main() -> None:
         maker.join()
         print(f"{tensors} tensors x {steps} steps; {runs} runs of 20 tensors x 200 steps;")
         print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
-        print("| what | time | processor time | memory | | target |\n|---|---|---|---|---|---|")
-        row("stepwatch --help", measure("--help"), "0.25 s")
-        row("show", measure("show", large), "0.5 s")
-        row("sql, an aggregate over all rows", measure("sql", QUERY, large), "1 s")
+        print("| what | time | processor time | memory | | target | |\n|---|---|---|---|---|---|---|")
+        against("stepwatch --help", Target(0.25), measure("--help"))
+        against("show", Target(0.5), measure("show", large))
+        against("sql, an aggregate over all rows", Target(1), measure("sql", QUERY, large))
         page = folder / "report.html"
         found = measure("report", large, "-o", page, repeats=1)
-        row("report", found, "15 s, 1 GiB, 5 MB", f"{page.stat().st_size / 1e6:.1f} MB")
-        row("analyze", measure("analyze", large, repeats=1), "")
-        row("compare, with itself again", measure("compare", large, folder / "again", repeats=1), "")
+        against("report", Target(15, 1024, 5e6), found, page.stat().st_size)
+        row("analyze", measure("analyze", large, repeats=1))
+        row("compare, with itself again", measure("compare", large, folder / "again", repeats=1))
         alone = measure("analyze", fleet, "--processes", 1, repeats=1)
         together = measure("analyze", fleet, "--processes", 2, repeats=1)
-        row(f"analyze {runs} runs, one process", alone, "")
-        row(f"analyze {runs} runs, two processes", together, "1.7 x", f"{alone.seconds / together.seconds:.2f} x")
+        row(f"analyze {runs} runs, one process", alone)
+        faster, at_best = alone.seconds / together.seconds, 2 * alone.processor_seconds / together.processor_seconds
+        verdict = "met" if faster >= 1.7 else "not met; a busy machine shows less" if at_best >= 1.7 else "not met"
+        more = f"{faster:.2f} x, at best {at_best:.2f} x by processor time"
+        row(f"analyze {runs} runs, two processes", together, "1.7 x", verdict, more)
         assert alone.output == together.output, "the verdicts must not depend on the number of processes"
 
 

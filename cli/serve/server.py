@@ -139,7 +139,7 @@ class _File(_Page):
 
 class _Runs(_Page):
     def get(self) -> None:
-        self.finish({"root": str(self.runs.root), "runs": [row.to_json() for row in self.runs.rows()]})
+        self.finish({"root": str(self.runs.root.resolve()), "runs": [row.to_json() for row in self.runs.rows()]})
 
 
 class _Run(_Page):
