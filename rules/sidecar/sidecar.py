@@ -17,7 +17,7 @@ from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Event, Said, WatchedRun
 from stepwatch.rules.sidecar.states import States
 
-_WALK_SHARE = 0.005  # of the time may be spent on looking for new runs
+_WALK_SHARE = 0.002  # of the time may be spent on looking for new runs
 _REST_SHARE = 0.005  # of the time may be spent on looking at runs in which nothing happens
 _REST_OF_SILENCE = 0.05
 _LONGEST_REST = 5.0

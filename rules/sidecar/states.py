@@ -35,7 +35,7 @@ from stepwatch.rules.catalogue import RuleSpec
 
 log = logging.getLogger("stepwatch")
 
-_SHARE = 0.005  # of the time may be spent on keeping what is known
+_SHARE = 0.003  # of the time may be spent on keeping what is known
 _REST_SECONDS = 30.0  # between two times that a run's is kept
 _MOST_BYTES = 256 << 20
 _SUFFIX = ".state"
