@@ -21,6 +21,7 @@ from stepwatch.rules.engine import Engine
 from stepwatch.rules.replay import Analysis
 from stepwatch.rules.step import StepBuilder
 
+_SEPARATORS = (",", ";", "\t")
 _STEP_COLUMNS = ("step", "global_step", "_step", "trainer/global_step", "iteration", "iter", "batch", "epoch")
 _NAME_COLUMNS = ("name", "tag", "metric", "key")
 _MODE_COLUMNS = ("mode", "split", "phase")
@@ -158,12 +159,26 @@ def _number(cell: Any) -> float | None:
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            header = file.readline()
+            separator = max(_SEPARATORS, key=header.count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
             for row in reader:
                 # A row that is still being written may lack cells.
-                yield reader.line_num, {key: cell for key, cell in row.items() if key and cell is not None}
+                there = {key.strip(): cell for key, cell in row.items() if key and cell is not None}
+                yield reader.line_num, _spelled(_without_ranges(there), decimal_comma=separator == ";")
     except (csv.Error, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: not a CSV file: {error}") from None
+
+
+def _without_ranges(row: dict[str, str]) -> dict[str, str]:
+    """Without the lowest and highest values that a table exported from W&B has beside each scalar."""
+    return {key: cell for key, cell in row.items() if not (key[-5:] in ("__MIN", "__MAX") and key[:-5] in row)}
+
+
+def _spelled(row: dict[str, str], *, decimal_comma: bool) -> dict[str, str]:
+    """Numbers with a point where the language of the spreadsheet has a comma."""
+    return {key: cell.replace(",", ".") for key, cell in row.items()} if decimal_comma else row
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -86,3 +87,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_the_pages_can_be_typed(page: Path) -> None:
+    for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^(?:\$ )?stepwatch (.*)", block.replace("\\\n", " "), re.MULTILINE):
+            words = shlex.split(re.split(r" {2,}| [|>&] | #", line)[0])
+            command: click.Command | None = main
+            while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+                name = words[0]
+                found = command.get_command(click.Context(command), name)
+                if found is None and command is not main:
+                    break
+                assert found is not None, f"{page.name}: stepwatch {line}: there is no command {name!r}"
+                command, words = found, words[1:]
+            assert command is not None
+            try:
+                command.make_parser(click.Context(command, **command.context_settings)).parse_args(words)
+            except click.UsageError as error:
+                pytest.fail(f"{page.name}: stepwatch {line}: {error.format_message()}")

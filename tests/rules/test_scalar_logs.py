@@ -112,6 +112,22 @@ def test_values_that_are_not_finite_are_values(tmp_path: Path) -> None:
     assert len(values) == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step;loss;host\n0;0,5;a\n1;0,25;a\n",
+        "step\tloss\n0\t0.5\n1\t0.25\n",
+        "\ufeffStep, loss\n0, 0.5\n1, 0.25\n",
+        '"Step","loss","loss__MIN","loss__MAX"\n"0","0.5","0.5","0.5"\n"1","0.25","0.25","0.25"\n',
+    ],
+    ids=["semicolons and decimal commas", "tabs", "spaces and a mark of Excel's", "exported from W&B"],
+)
+def test_tables_as_spreadsheets_and_trackers_write_them(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(text)
+    assert [record.scalars for record in read_log(log)] == [[("loss", 0.5)], [("loss", 0.25)]]
+
+
 def test_tensorboards_own_csv_is_named_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "val_loss.csv"
     path.write_text("Wall time,Step,Value\n1.7e9,0,2.5\n1.7e9,10,2.0\n")
