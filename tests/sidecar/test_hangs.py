@@ -24,14 +24,15 @@ from stepwatch.rules.sidecar.policy import Policy
 from stepwatch.rules.sidecar.run import Found, WatchedRun
 from stepwatch.rules.sidecar.states import States
 from stepwatch.rules.stacks import dump_stacks
+from tests.forked import start_script
 
 JOB = """
 import ctypes, os, sys, time, torch
 from torch import nn
 from stepwatch.probe import Hook
 torch.set_num_threads(1)
-path, kind, rank = sys.argv[1], sys.argv[2], int(os.environ.get("RANK", 0))
-here = int(sys.argv[3])
+path, kind, here, rank, ranks = *sys.argv[1:3], *map(int, sys.argv[3:])
+os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
 go = False
 
 def stand_still():
@@ -117,17 +118,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("hangs")
     jobs = []
     for kind, (ranks, here) in JOBS.items():
-        for rank in range(ranks):
-            env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            jobs.append(subprocess.Popen([sys.executable, "-c", JOB, str(folder / kind), kind, str(here)], env=env))
+        jobs += [start_script(JOB, folder / kind, kind, here, rank, ranks) for rank in range(ranks)]
     for kind, (ranks, here) in JOBS.items():
         while not all(has_come_to(folder / kind, rank, here + rank) for rank in range(ranks)):
-            assert all(job.poll() is None for job in jobs)
+            assert all(job.exitcode is None for job in jobs)
             time.sleep(0.1)
     yield folder
     for job in jobs:
         job.kill()
-        job.wait()
+        job.join()
 
 
 def has_come_to(run: Path, rank: int, step: int) -> bool:
