@@ -79,13 +79,12 @@ class UnitSymmetry:
         return layers
 
 
-@torch.no_grad()
 def _part(layer: _Layer) -> torch.Tensor:
     """Of some units, some of the incoming weights, and the bias, [units, entries]."""
-    rows = layer.weight[:_UNITS].flatten(1)[:, :_INPUTS]
+    rows = layer.weight.detach()[:_UNITS].flatten(1)[:, :_INPUTS]
     if layer.bias is None or (layer.bias.dtype, layer.bias.device) != (rows.dtype, rows.device):
         return rows
-    return torch.cat([rows, layer.bias[:_UNITS, None]], 1)
+    return torch.cat([rows, layer.bias.detach()[:_UNITS, None]], 1)
 
 
 def _compare(fetch: Fetch, shapes: Sequence[tuple[int, int]]) -> list[NDArray[np.float64]]:

@@ -48,6 +48,12 @@ def zero_head() -> nn.Sequential:
     return model
 
 
+def without_biases() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.Linear(16, 3, bias=False)
+    )
+
+
 def train(run: Path, model: nn.Module, steps: int = 100) -> RuleResult:
     x = torch.randn(500, 8)
     y = x[:, :3].argmax(1)
@@ -59,6 +65,7 @@ def train(run: Path, model: nn.Module, steps: int = 100) -> RuleResult:
             optimizer.zero_grad()
             loss_fn(model(x[at]), y[at]).backward()
             optimizer.step()
+    assert Trace(run).counters == {}, Trace(run).notes
     (result,) = analyze(Trace(run), configure(["SymmetricUnits"])).results
     return result
 
@@ -76,7 +83,7 @@ def test_a_layer_that_was_made_wider_by_copying_its_units(tmp_path: Path) -> Non
     assert torch.allclose(model[0].weight[:8], model[0].weight[8:], atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [network, equal_incoming, zero_head])
+@pytest.mark.parametrize("make", [network, equal_incoming, zero_head, without_biases])
 def test_units_that_part_are_no_finding(tmp_path: Path, make: Callable[[], nn.Sequential]) -> None:
     result = train(tmp_path / "run", make())
     assert result.status is Status.NO_ISSUES_FOUND
