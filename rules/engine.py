@@ -57,6 +57,7 @@ class Engine:
         specs: the rules.
 
     Attributes:
+        feeds: whether there are rules that :meth:`feed` shows steps to.
         profiles: whether there are rules that :meth:`watch` feeds.
         waits: whether there are rules that judge how long nothing has come.
     """
@@ -70,6 +71,7 @@ class Engine:
         self._shared: dict[int, dict[str, Any]] = {}
         self._whole = [_Evaluation(spec, spec.build()) for spec in specs if issubclass(spec.rule, ProfilerRule)]
         self._between = [_Evaluation(spec, spec.build()) for spec in specs if spec.rule.compares_ranks]
+        self.feeds = bool(self._of_a_rank or self._between)
         self.profiles = bool(self._whole)
         self.waits = any(spec.rule.waited is not Rule.waited for spec in self._of_a_rank)
         self._takers: dict[Layout, list[_Taker]] = {}
@@ -97,7 +99,6 @@ class Engine:
             if not (evaluation.error or (moments is not None and moments.pauses(node, now))):
                 found += _ask(evaluation, rule.sample, event)
         return found
-        return _show(event, self._whole)
 
     def _takers_of(self, layout: Layout) -> list[_Taker]:
         takers = self._takers.get(layout)

@@ -279,7 +279,7 @@ class LiveAnalysis:
         """No more will come, whether the run said so or was killed."""
         found: list[Finding] = []
         self._trace.refresh()
-        for rank in self._trace.ranks:
+        for rank in self._trace.ranks if self._engine.feeds else ():
             found += self._feed(self._stream(rank).poll())
             found += self._conclude(rank)
         if self._engine.profiles and not self._run_concluded:

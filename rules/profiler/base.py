@@ -66,7 +66,8 @@ class Sample:
 
     def of(self, metric: str) -> list[tuple[str, float]]:
         """(device, value) of every device that has this metric."""
-        return [(device, self.numbers[place]) for device, place in self.layout.devices(metric)]
+        numbers = self.numbers
+        return [(device, numbers[place]) for device, place in self.layout.devices(metric)]
 
 
 class Layouts:
@@ -88,7 +89,7 @@ class Layouts:
         return layout
 
 
-_MOMENTS = 60
+_MOMENTS = 30
 
 
 def end_ns(step: Step) -> int:

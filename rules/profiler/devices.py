@@ -39,6 +39,7 @@ class DeviceErrors(ProfilerRule):
 
     def __init__(self) -> None:
         super().__init__()
+        self._latest: dict[tuple[str, Layout], list[float]] = {}
         self._base: dict[tuple[str, str], float] = {}
         self._said: set[tuple[str, str]] = set()
         self._gpus = False
@@ -50,6 +51,10 @@ class DeviceErrors(ProfilerRule):
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        counts = [value for metric in sorted(self.metrics) for _, value in sample.of(metric)]
+        if self._latest.get((sample.node, sample.layout)) == counts:
+            return
+        self._latest[sample.node, sample.layout] = counts
         for uuid, code in sample.of("xid"):
             if (uuid, f"xid {code:.0f}") in self._said:
                 continue

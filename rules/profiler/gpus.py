@@ -19,18 +19,20 @@ class JobGpus:
     def __init__(self) -> None:
         self._used: dict[str, float] = {}
         self._own: dict[str, float] = {}
-        self._reserved: dict[int, int] = {}
+        self._holding: set[int] = set()
 
     @property
     def ranks(self) -> int:
         """Ranks that have memory of a device."""
-        return sum(reserved > 0 for reserved in self._reserved.values())
+        return len(self._holding)
 
     def see_step(self, step: Step) -> None:
         """Take note of what the rank's allocator held."""
         reserved = step.timing.get("reserved_bytes")
-        if reserved is not None:
-            self._reserved[step.rank] = reserved
+        if reserved:
+            self._holding.add(step.rank)
+        elif reserved is not None:
+            self._holding.discard(step.rank)
 
     def see_sample(self, sample: Sample) -> None:
         """Take note of what was in use on each device."""
@@ -38,8 +40,8 @@ class JobGpus:
         self._own.update(sample.of("own_memory_bytes"))
 
     def __contains__(self, uuid: str) -> bool:
-        if not self.ranks:
+        if not self._holding:
             return False
-        if self.ranks == 1 and any(self._own.values()):
+        if len(self._holding) == 1 and any(self._own.values()):
             return self._own.get(uuid, 0.0) > 0
         return self._used.get(uuid, 0.0) > _USED_BYTES

@@ -47,7 +47,7 @@ class DataLoadingBound(BesideOthers):
     calibrated = (("share", "higher"),)
 
     def __init__(self, *, share: float = 0.4, seconds: float = 20.0, steps: int = 50) -> None:
-        super().__init__(6 * positive("seconds", seconds))
+        super().__init__(3 * positive("seconds", seconds))
         self.share = positive("share", share)
         self.seconds = seconds
         self.least = positive("steps", steps)

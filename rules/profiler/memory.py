@@ -180,10 +180,13 @@ class DiskFilling(_RunsFull):
         rest_mib: float = 200.0,
     ) -> None:
         super().__init__(seconds=seconds, horizon=horizon, growth_mib=growth_mib)
+        self.moments = Thinned(seconds / 2)
         self.rest_mib = positive("rest_mib", rest_mib)
 
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
+        if not self.due(sample):
+            return
         for device, free in sample.of("free_bytes"):
             key = (sample.node, device)
             if free <= self.rest_mib * _MIB and key not in self._said:

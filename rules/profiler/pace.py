@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stepwatch.rules.finding import Finding, Severity
-from stepwatch.rules.profiler.base import ProfilerRule, Sample, end_ns, positive, spell_seconds
+from stepwatch.rules.profiler.base import ProfilerRule, Sample, Thinned, end_ns, positive, spell_seconds
 from stepwatch.rules.profiler.processors import BesideOthers, Mark
 from stepwatch.rules.step import Step
 
@@ -36,6 +36,7 @@ class Hang(ProfilerRule):
         super().__init__()
         self.seconds = positive("seconds", seconds)
         self.factor = positive("factor", factor)
+        self.moments = Thinned(seconds)
         self._last: dict[int, tuple[int, int]] = {}
         self._latest = 0
         self._longest = 0.0
@@ -57,7 +58,7 @@ class Hang(ProfilerRule):
     def judge_sample(self, sample: Sample) -> Iterator[Finding]:
         """See the base class."""
         self._clock = True
-        if self._progress < 2:
+        if self._progress < 2 or not self.due(sample):
             return
         silence = (sample.time_ns - self._latest) / 1e9
         limit = max(self.seconds, self.factor * self._longest)
@@ -126,7 +127,7 @@ class StepTimeDrift(BesideOthers):
     calibrated = (("factor", "higher"),)
 
     def __init__(self, *, factor: float = 1.5, steps: int = 100, seconds: float = 60.0) -> None:
-        super().__init__(2 * positive("seconds", seconds))
+        super().__init__(positive("seconds", seconds))
         if factor <= 1:
             raise ValueError(f"factor is {factor}; expected more than 1")
         if steps < 10:

@@ -77,7 +77,7 @@ class BesideOthers(ProfilerRule):
     """A rule about times, which are longer while other processes have the processors.
 
     Args:
-        seconds: time over which it looks at 60 samples.
+        seconds: time over which it looks at 30 samples.
 
     Attributes:
         processors: how they are used.
