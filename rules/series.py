@@ -28,32 +28,33 @@ class Points:
 
     Attributes:
         steps, values: the points.
+        count: how many.
     """
 
     def __init__(self) -> None:
         self.steps: History[int] = History("q", _KEPT_STEPS)
         self.values: History[float] = History("d", _KEPT, together=64)
+        self.count = 0
         self._latest: tuple[int, str, int] | None = None
 
     def add(self, step: Step, value: float, known: int) -> bool:
         """See that the value of a step comes after the first ``known`` points; False where another one does."""
-        key = _key(step)
-        count = len(self.values)
-        if count == known:
+        if self.count == known:
             self.steps.append(step.step)
             self.values.append(value)
-            self._latest = key
+            self.count += 1
+            self._latest = _key(step)
             return True
-        return count == known + 1 and self._latest == key
+        return self.count == known + 1 and self._latest == _key(step)
 
     def began_at(self, step: Step) -> bool:
         """Whether this is the step of its only point."""
-        return len(self.values) == 1 and self._latest == _key(step)
+        return self.count == 1 and self._latest == _key(step)
 
     def first(self, count: int) -> Points:
         """The first points, to go on in another way."""
         points = Points()
-        points.steps, points.values = self.steps.head(count), self.values.head(count)
+        points.steps, points.values, points.count = self.steps.head(count), self.values.head(count), count
         return points
 
 
@@ -91,27 +92,27 @@ class TrainingLoss:
     def steps(self) -> History[int]:
         """The steps of which it was seen; not to be changed."""
         steps = self._points.steps
-        return steps if len(steps) == self._count else steps.head(self._count)
+        return steps if self._points.count == self._count else steps.head(self._count)
 
     @property
     def values(self) -> History[float]:
         """What was seen of it, non-finite values included; not to be changed."""
         values = self._points.values
-        return values if len(values) == self._count else values.head(self._count)
+        return values if self._points.count == self._count else values.head(self._count)
 
     def observe(self, step: Step) -> float | None:
         """The loss of this step, or None where it has none of its own."""
-        captured = losses = step.train_losses()
+        losses = step.train_losses()
         if not losses:
             return None
-        if len(losses) > 1:
+        if len(losses) == 1 == len(self._names) and self.name in losses:
+            value = losses[self.name]
+        else:
             captured = {name: value for name, value in losses.items() if _CAPTURED.search(name)} or losses
-        names = self._names
-        if not captured.keys() <= names:
-            names |= captured.keys()
-        if len(names) > 1:
-            return None
-        ((self.name, value),) = captured.items()
+            self._names |= captured.keys()
+            if len(self._names) > 1:
+                return None
+            ((self.name, value),) = captured.items()
         if not self._count and step.shared is not None:
             self._points = _beginning_with(step, step.shared)
         if not self._points.add(step, value, self._count):
