@@ -26,7 +26,7 @@ class GradientNoiseScale(Rule):
     Gradients of two batches of B samples at the same weights then have a cosine of 1 / (1 + scale / B). The hook
     measures that cosine for batches in a row, on a sample of some weights; their mean over the last ``pairs`` gives
     scale / B. Below 1 / ``large`` most samples of a batch tell what the others told. Above ``small`` nearly all of an
-    update is noise: a larger batch, or one accumulated, goes further with each; said only while the loss falls
+    update is noise: a larger batch, or one accumulated, bears a higher rate; said only while the loss falls
     (Mann-Kendall, z < -2), since at a minimum there is nothing but noise. Both are held against three standard errors.
     Batches that hold the same data each time are not judged, nor jobs of several losses.
 
@@ -103,8 +103,8 @@ class GradientNoiseScale(Rule):
                 self.small,
                 f"gradients of batches in a row hardly agree (cosine {cosine:.4f}): the noise of the gradient asks for "
                 f"a batch at least {spell(bound)} times as large",
-                "a larger batch, or accumulation over several, goes further with each update where there is room for "
-                "it; otherwise a lower learning rate averages the noise",
+                "a larger batch, or accumulation over several, bears a higher learning rate and needs fewer updates; "
+                "at the present rate it changes little, since a low rate averages the noise as well",
             )
 
     def _spans(self) -> bool:

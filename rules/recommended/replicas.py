@@ -106,8 +106,9 @@ class ReplicaDrift(Rule):
             return
         rows = self._rows(step.stats.tensors)
         stats = step.stats
-        values = stats.matrix[rows[:, None], _COLUMNS].astype(np.float32)
-        gradients = stats.l2[stats.tensors.rows("gradients")].astype(np.float32)
+        with np.errstate(over="ignore"):  # what has run away is infinite here
+            values = stats.matrix[rows[:, None], _COLUMNS].astype(np.float32)
+            gradients = stats.l2[stats.tensors.rows("gradients")].astype(np.float32)
         weights = _Weights(step.step, stats.tensors, rows, values, gradients)
         if step.rank != 0:
             replica = self._replicas.setdefault(step.rank, _Replica())

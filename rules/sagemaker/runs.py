@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stepwatch.probe.store.errors import TraceError
 from stepwatch.probe.store.reader import Trace
+from stepwatch.probe.store.remote import is_url, local_copy
 from stepwatch.rules.finding import Finding
 from stepwatch.rules.sagemaker.base import SageMakerRule, and_others, at_least
 from stepwatch.rules.sagemaker.selection import Chosen, Selection
@@ -30,7 +31,7 @@ class SimilarAcrossRuns(SageMakerRule):
     statistics cannot see passes.
 
     Args:
-        other_trials: directory of the other run, which has ended.
+        other_trials: directory of the other run, which has ended, or its place in an object store (``s3://...``).
         collection_names: collections to look at.
         tensor_regex: regular expressions over names of tensors to look at; all tensors where neither is given.
     """
@@ -49,7 +50,7 @@ class SimilarAcrossRuns(SageMakerRule):
         if len(others) > 1:
             raise ValueError(f"other_trials names {len(others)} runs; expected one")
         try:
-            self._other = Trace(others[0]) if others else None
+            self._other = _opened(others[0]) if others else None
         except TraceError as error:
             raise ValueError(f"other_trials: {error}") from None
         if self._other is None:
@@ -208,3 +209,7 @@ class StalledTrainingRule(SageMakerRule):
             "job",
             unit="s",
         )
+
+
+def _opened(place: str) -> Trace:
+    return Trace(local_copy(place) if is_url(place) else place)

@@ -25,7 +25,7 @@ def test_similar_across_runs(tmp_path: Path, whole: bool) -> None:
             model.fc2.weight.data += 0.01  # type: ignore[union-attr, operator]
 
     base = train(tmp_path / "base", whole=whole)
-    same = {"other_trials": str(train(tmp_path / "same", whole=whole))}
+    same = {"other_trials": train(tmp_path / "same", whole=whole).as_uri()}  # as SageMaker's SDK gives s3://
     nudged = {"other_trials": str(train(tmp_path / "nudged", whole=whole, each=nudge))}
     assert fires_at(base, "SimilarAcrossRuns", **same) is None
     assert judge(base, "SimilarAcrossRuns", **same).coverage.steps == 12
