@@ -193,7 +193,8 @@ class PandasFrameAnalysis:
         which = [
             next((each for each in ranges if each[0] <= float(value) <= each[1]), ()) for value in samples["value"]
         ]
-        samples = samples.assign(range=pd.Series(which, index=samples.index, dtype=object))[list(map(bool, which))]
+        samples = samples.assign(range=pd.Series(which, index=samples.index, dtype=object))
+        samples = samples[samples["range"].map(bool).astype(bool)]
         found = samples.groupby(["type", "nodeID", "range"]).size().unstack(fill_value=0)
         return found.reset_index()
 

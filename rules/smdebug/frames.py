@@ -215,7 +215,7 @@ class PandasFrame:
 
 def _row(event: TraceEvent) -> list[Any]:
     args = event.event_args or {}
-    named = [_name(event, args), int(args.get("step_num", -1)), args.get("bytes_fetched", -1)]
+    named = [_name(event, args), _step(args), args.get("bytes_fetched", -1)]
     return [*_times(event), event.tid, event.pid, *named, event.event_phase, event.node_id]
 
 
@@ -223,13 +223,18 @@ def _loader_row(event: TraceEvent) -> list[Any]:
     args = event.event_args or {}
     pinned = str(args["pin_memory"] is True) if "pin_memory" in args else "NA"
     workers = [args.get("worker_id", -1), args.get("num_workers", -1), pinned]
-    named = [_name(event, args), int(args.get("step_num", -1)), *workers]
+    named = [_name(event, args), _step(args), *workers]
     return [*_times(event), event.duration, event.pid, *named, event.event_phase, event.node_id]
 
 
 def _times(event: TraceEvent) -> list[Any]:
     times = event.start_time, event.end_time
     return [*map(us_since_epoch_to_human_readable_time, times), *times]
+
+
+def _step(args: dict[str, Any]) -> int:
+    number = str(args.get("step_num", ""))
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
 
 
 def _name(event: TraceEvent, args: dict[str, Any]) -> str:

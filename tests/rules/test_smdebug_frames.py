@@ -117,9 +117,23 @@ def test_no_events_is_said(tmp_path: Path) -> None:
         analysis.get_job_statistics()
     assert analysis.get_training_phase_intervals() is None
     assert analysis.get_step_statistics().empty
+    assert not analysis.get_device_usage_stats().empty
+    nothing = PandasFrameAnalysis(analysis.sys_metrics_df.iloc[:0], analysis.framework_metrics_df)
+    assert nothing.get_device_usage_stats().empty and nothing.get_utilization_stats().empty
     frame = PandasFrame(str(tmp_path))
     assert frame.get_framework_metrics_by_timesteps([]) == ({}, {}, {})
     assert frame.get_framework_metrics_by_begin_and_end_timesteps([], []) == ({}, {})
+
+
+@pytest.mark.parametrize("number", [None, [], {}, float("nan"), -3, "x", "9" * 30])
+def test_a_step_without_a_number_is_none(tmp_path: Path, number: object) -> None:
+    write_metrics(tmp_path, 1)
+    path = write_timeline(tmp_path, 2)
+    events = json.loads(path.read_text())
+    events[-1]["args"] = events[-2]["args"] = {"step_num": number}
+    path.write_text(json.dumps(events))
+    steps = PandasFrame(str(tmp_path)).get_all_framework_metrics()["step"].tolist()
+    assert sorted(steps) == [-1, 0, 0, 1, 1]
 
 
 def test_slow_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
