@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from stepwatch.rules.profiler.base import Sample
 from stepwatch.rules.step import Step
 
 
@@ -17,12 +18,16 @@ class Figures:
         loss: the latest training loss; None while there is none.
         ended: when the step was over, seconds since the epoch.
         lag: seconds from then until it was judged.
+        cpu_percent: use of the node's cores, by the latest sample; None while there is none.
+        gpu_percent: use of its GPUs, their mean.
     """
 
     step: int = -1
     loss: float | None = None
     ended: float = 0.0
     lag: float = 0.0
+    cpu_percent: float | None = None
+    gpu_percent: float | None = None
     _rank: int | None = None
 
     def see(self, step: Step) -> None:
@@ -35,3 +40,9 @@ class Figures:
         self.ended = (step.time_ns + (step.timing.get("duration_ns") or 0)) / 1e9
         self.lag = max(0.0, time.time() - self.ended)
         self.loss = next(iter(step.train_losses().values()), self.loss)
+
+    def see_sample(self, sample: Sample) -> None:
+        """Take a sample of a node in."""
+        self.cpu_percent = value if (value := sample.get("node", "cpu_percent")) is not None else self.cpu_percent
+        if used := [value for _, value in sample.of("utilization_percent")]:
+            self.gpu_percent = sum(used) / len(used)

@@ -17,6 +17,7 @@ from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.engine import Engine
 from stepwatch.rules.figures import Figures
 from stepwatch.rules.finding import Finding, RuleResult
+from stepwatch.rules.profiler.base import Sample
 from stepwatch.rules.profiler.stream import LATENESS_NS, ProfileStream
 from stepwatch.rules.reduced import Reduced
 from stepwatch.rules.rows import MODES, Commit, Key, StepRows, commits_of, derived_of, scalars_of, stats_of, values_of
@@ -321,7 +322,12 @@ class LiveAnalysis:
         return self._engine.findings()
 
     def _watch(self, until_ns: int | None, ranks: Sequence[int]) -> list[Finding]:
-        return [finding for event in self._profile.poll(until_ns, ranks) for finding in self._engine.watch(event)]
+        found: list[Finding] = []
+        for event in self._profile.poll(until_ns, ranks):
+            if isinstance(event, Sample):
+                self.figures.see_sample(event)
+            found += self._engine.watch(event)
+        return found
 
     def _feed(self, steps: Iterator[Step]) -> list[Finding]:
         found: list[Finding] = []

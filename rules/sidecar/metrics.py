@@ -104,13 +104,16 @@ class _RunFigures:
         losses = GaugeMetricFamily("stepwatch_run_loss", "Latest training loss", labels=_RUN)
         times = GaugeMetricFamily("stepwatch_run_step_timestamp_seconds", "When that step was over", labels=_RUN)
         lags = GaugeMetricFamily("stepwatch_run_lag_seconds", "From then until it was judged", labels=_RUN)
+        cpus = GaugeMetricFamily("stepwatch_run_cpu_percent", "Use of the node's cores", labels=_RUN)
+        gpus = GaugeMetricFamily("stepwatch_run_gpu_percent", "Use of the node's GPUs, their mean", labels=_RUN)
         for name, run, figures in self._sidecar.figures():
             steps.add_metric([name, run], figures.step)
             times.add_metric([name, run], figures.ended)
             lags.add_metric([name, run], figures.lag)
-            if figures.loss is not None:
-                losses.add_metric([name, run], figures.loss)
-        yield from (steps, losses, times, lags)
+            for family, value in ((losses, figures.loss), (cpus, figures.cpu_percent), (gpus, figures.gpu_percent)):
+                if value is not None:
+                    family.add_metric([name, run], value)
+        yield from (steps, losses, times, lags, cpus, gpus)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

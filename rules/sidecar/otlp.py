@@ -146,6 +146,8 @@ def _gauges(sidecar: Sidecar, courier: Courier) -> list[tuple[str, str, str, Val
         ("stepwatch.run.step", "{step}", "Latest training step judged", of_runs("step")),
         ("stepwatch.run.loss", "1", "Latest training loss", of_runs("loss")),
         ("stepwatch.run.lag", "s", "From the end of that step until it was judged", of_runs("lag")),
+        ("stepwatch.run.cpu", "%", "Use of the node's cores", of_runs("cpu_percent")),
+        ("stepwatch.run.gpu", "%", "Use of the node's GPUs, their mean", of_runs("gpu_percent")),
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stepwatch.rules.catalogue import configure
 from stepwatch.rules.sidecar import metrics as metrics_module
 from stepwatch.rules.sidecar.metrics import Metrics
 from stepwatch.rules.sidecar.policy import Policy
@@ -27,11 +28,19 @@ Begin = Callable[..., Job]
 
 @pytest.fixture
 def served(tmp_path: Path, begin: Begin) -> Iterator[Metrics]:
-    begin(tmp_path / "runs" / "a").train(1, 200, 300)
+    job = begin(tmp_path / "runs" / "a")
+    use = [
+        ("node", "cpu_percent", 40.0),
+        ("gpu:a", "utilization_percent", 80.0),
+        ("gpu:b", "utilization_percent", 90.0),
+    ]
+    job._writer.submit_system([(1_000_000_000, *each) for each in (("node", "cpu_percent", 40.0), *gpus)])
+    job.train(1, 200, 300)
     begin(tmp_path / "runs" / "b").train(200).end()
     (tmp_path / "runs" / "newer").mkdir()
     (tmp_path / "runs" / "newer" / "run.json").write_text('{"format_version": 9}')
-    sidecar = Sidecar([tmp_path / "runs"], lambda trace: Policy("all", tuple(SPECS)), tmp_path / "state")
+    specs = [*SPECS, *configure(["GpuOverheating"])]
+    sidecar = Sidecar([tmp_path / "runs"], lambda trace: Policy("all", tuple(specs)), tmp_path / "state")
     metrics = Metrics("0", sidecar, Courier(tmp_path / "outbox"))
     for event in sidecar.look():
         metrics.see(event)
@@ -76,8 +85,9 @@ def test_it_listens_on_loopback_only_and_refuses_what_is_no_address(served: Metr
 
 def test_figures_of_live_runs_are_there_and_those_of_others_are_not(served: Metrics) -> None:
     families = {family.name: family for family in text_string_to_metric_families(get(served, "/metrics"))}
-    for name, value in (("stepwatch_run_step", 2), ("stepwatch_run_loss", 300)):
-        (sample,) = families[name].samples
+    expected = {"step": 2, "loss": 300, "cpu_percent": 40, "gpu_percent": 85}
+    for name, value in expected.items():
+        (sample,) = families[f"stepwatch_run_{name}"].samples
         assert (sample.labels["name"], Path(sample.labels["run"]).name, sample.value) == ("a", "a", value)
     assert len(families["stepwatch_run_lag_seconds"].samples) == 1
 
