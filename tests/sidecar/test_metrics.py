@@ -34,7 +34,7 @@ def served(tmp_path: Path, begin: Begin) -> Iterator[Metrics]:
         ("gpu:a", "utilization_percent", 80.0),
         ("gpu:b", "utilization_percent", 90.0),
     ]
-    job._writer.submit_system([(1_000_000_000, *each) for each in (("node", "cpu_percent", 40.0), *gpus)])
+    job._writer.submit_system([(1_000_000_000, *each) for each in use])
     job.train(1, 200, 300)
     begin(tmp_path / "runs" / "b").train(200).end()
     (tmp_path / "runs" / "newer").mkdir()
