@@ -26,7 +26,7 @@ _SAMPLE_SECONDS = 60.0
 _PHASES = {
     "loader": "red",
     "checkpoint": "magenta",
-    "copy": "bright_red",
+    "copy": "white",
     "data": "yellow",
     "forward": "blue",
     "backward": "cyan",
@@ -139,9 +139,11 @@ def _pace(frame: Frame, width: int) -> Iterator[RenderableType]:
     low, median, high = np.percentile(seconds, (5, 50, 95))
     line.append(f"; a step takes {spell_seconds(median)} ({spell_seconds(low)} to {spell_seconds(high)})")
     yield line
-    yield Text(f"  step time  {sparkline(seconds.tolist()[-80:], 60)}", style="dim")
-    for name, values in list(frame.losses.items())[:3]:
-        yield Text(f"  {name}  {sparkline(values, 60)} {values[-1]:.4g}")
+    losses = list(frame.losses.items())[:3]
+    room = max(map(len, ("step time", *(name for name, _ in losses))))
+    yield Text(f"  {'step time':<{room}}  {sparkline(seconds.tolist()[-80:], 60)}")
+    for name, values in losses:
+        yield Text(f"  {name:<{room}}  {sparkline(values, 60)} {values[-1]:.4g}")
     by_rank = {rank: _shares(steps[steps["rank"] == rank]) for rank in sorted(steps["rank"].unique().tolist())}
     yield Text.assemble(
         *(piece for name, colour in _PHASES.items() for piece in ((f" {name} ", f"reverse {colour}"), " "))
@@ -214,9 +216,10 @@ def _node(frame: Frame, node: str) -> RenderableType:
             )
             if (text := _text(values, (uuid, metric), form))
         ]
+        told = Text(", ".join(about))
         if values.get((uuid, "throttled_thermal")):
-            about.append("hot")
-        table.add_row(uuid[:12], _bar(values[uuid, "utilization_percent"]), ", ".join(about))
+            told.append(", hot" if about else "hot", "bold red")
+        table.add_row(uuid[:12], _bar(values[uuid, "utilization_percent"]), told)
     return table
 
 

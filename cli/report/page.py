@@ -33,6 +33,7 @@ from stepwatch.rules.catalogue import RuleSpec
 from stepwatch.rules.diagnosis import Diagnosis, diagnose
 from stepwatch.rules.finding import Finding, RuleResult, Severity, Status
 from stepwatch.rules.learning import learning_of
+from stepwatch.rules.profiler.base import spell_seconds
 from stepwatch.rules.replay import Analysis
 
 _HEATS = (
@@ -144,7 +145,11 @@ def _facts(trace: Trace, durations: Any) -> list[tuple[str, str]]:
     ]
     if len(durations):
         facts.append(
-            ("Step time", f"{np.median(durations):.3g} ms (median), {np.percentile(durations, 95):.3g} ms (p95)")
+            (
+                "Step time",
+                f"{spell_seconds(float(np.median(durations)) / 1e3)} (median), "
+                f"{spell_seconds(float(np.percentile(durations, 95)) / 1e3)} (p95)",
+            )
         )
     labels = read_labels(trace.source)
     if said := labels_line(labels, baseline=is_baseline(trace.source)):
