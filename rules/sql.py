@@ -120,6 +120,10 @@ class Database:
             except duckdb.Error as error:
                 if not self._trouble(files):
                     raise QueryError(str(error)) from None
+            except RuntimeError as error:
+                if "interrupted" not in str(error):
+                    raise
+                raise KeyboardInterrupt from None  # DuckDB takes Ctrl-C for itself
         raise QueryError("the files of the runs change faster than they can be read")
 
     def _connect(self, files: _Files) -> DuckDBPyConnection:
