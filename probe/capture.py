@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from stepwatch.probe.attached import Attached
 from stepwatch.probe.collections import CollectionKeys, CollectionRegistry, collections_of_module_tensor
-from stepwatch.probe.torch_state import is_traced
 
 _WRAPPER_SEGMENT = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 _PROBED_INDICES = 4
@@ -94,6 +95,7 @@ class ModelCapture:
         model: the module that the script calls; may be wrapped.
         registry: tells what is saved.
         on_tensors: called with the tap, the module and the tensors of a call that passed the tap.
+        failed: told of an error in a hook.
         prefix: stands for the root's class name in tensor names.
     """
 
@@ -102,6 +104,7 @@ class ModelCapture:
         model: nn.Module,
         registry: CollectionRegistry,
         on_tensors: Callable[[Tap, nn.Module, Sequence[torch.Tensor]], None],
+        failed: Callable[[str, Exception], None],
         prefix: str | None = None,
     ) -> None:
         self.entry = model
@@ -110,6 +113,7 @@ class ModelCapture:
         self.prefix = prefix or class_name(self.root)
         self._registry = registry
         self._on_tensors = on_tensors
+        self._failed = failed
         self._handles: list[Any] = []
         self._order_handles: list[Any] = []
         self._order: dict[str, int] = {}
@@ -144,7 +148,8 @@ class ModelCapture:
             self._order = {path: i for i, (path, _) in enumerate(self.modules())}
             return
         for path, module in self.modules():
-            self._order_handles.append(module.register_forward_pre_hook(self._make_order_hook(path)))
+            note = functools.partial(self._note_order, path)
+            self._order_handles.append(module.register_forward_pre_hook(Attached(note, self._failed)))
 
     def arm(self) -> None:
         """The coming forward pass is saved: install the forward hooks, or begin to listen to them again."""
@@ -155,9 +160,11 @@ class ModelCapture:
             for tap in self._taps:
                 register = tap.module.register_forward_hook
                 if tap.is_output:
-                    self._handles.append(register(self._hear_output(tap)))
+                    see = functools.partial(self._see_output, tap)
+                    self._handles.append(register(Attached(see, self._failed)))
                 else:
-                    self._handles.append(register(self._hear_inputs(tap), with_kwargs=True))
+                    see = functools.partial(self._see_inputs, tap)
+                    self._handles.append(register(Attached(see, self._failed), with_kwargs=True))
 
     def pause(self) -> None:
         """Do not listen until :meth:`arm`, which may be soon."""
@@ -197,25 +204,13 @@ class ModelCapture:
             by_type.append(CollectionKeys.INPUTS if direction == "input" else CollectionKeys.OUTPUTS)
         return Origin(tuple(by_type), path, module_type)
 
-    def _make_order_hook(self, path: str) -> Callable[..., None]:
-        def note_order(module: nn.Module, args: Any) -> None:
-            if not is_traced():
-                self._order.setdefault(path, len(self._order))
+    def _note_order(self, path: str, module: nn.Module, args: Any) -> None:
+        self._order.setdefault(path, len(self._order))
 
-        return note_order
+    def _see_output(self, tap: Tap, module: nn.Module, args: Any, output: Any) -> None:
+        if self._armed:
+            self._on_tensors(tap, module, (output,) if isinstance(output, torch.Tensor) else list(flatten(output)))
 
-    # What torch calls; under torch.compile it is traced, and must leave nothing in the graph.
-
-    def _hear_output(self, tap: Tap) -> Callable[..., None]:
-        def see_output(module: nn.Module, args: Any, output: Any) -> None:
-            if self._armed and not is_traced():
-                self._on_tensors(tap, module, (output,) if isinstance(output, torch.Tensor) else list(flatten(output)))
-
-        return see_output
-
-    def _hear_inputs(self, tap: Tap) -> Callable[..., None]:
-        def see_inputs(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._armed and not is_traced():
-                self._on_tensors(tap, module, list(flatten((args, kwargs))))
-
-        return see_inputs
+    def _see_inputs(self, tap: Tap, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._armed:
+            self._on_tensors(tap, module, list(flatten((args, kwargs))))

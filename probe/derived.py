@@ -28,11 +28,12 @@ from stepwatch.probe import compiled
 from stepwatch.probe.collections import RELU_TYPES
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.recorder import OpenRecord
+from stepwatch.probe.statistics import unsupported
 
 SILENCE_WINDOWS = (10, 50)
 MAX_CLASSES = 1000
 
-Vector: TypeAlias = "Callable[[], NDArray[np.float64]]"
+Vector: TypeAlias = "Callable[[], NDArray[np.float64] | None]"
 
 
 class DerivedQuantities:
@@ -84,6 +85,8 @@ class UnitActivity:
             silent = self._counter.observe(laid_out, math.prod(laid_out.shape[2:]) if channels else 1)
             if silent is not None:
                 return lambda: np.array([units, *silent], dtype=np.float64)
+        if unsupported(output):
+            return lambda: None
         return self._observe_on_device(output, (0, *range(2, output.dim())) if channels else range(output.dim() - 1))
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from stepwatch.probe.attached import Attached
 from stepwatch.probe.capture import is_compiled
 from stepwatch.probe.peaks import peak_flops
 from stepwatch.probe.store.schema import FLOPS_SCALAR, PEAK_SECONDS_SCALAR, TOKENS_SCALAR
@@ -30,10 +32,14 @@ class StepWork:
 
     Attributes:
         active: whether there is still something to count: nobody need call otherwise.
+
+    Args:
+        failed: told of an error in a hook.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[str, Exception], None]) -> None:
         self.active = True
+        self._failed = failed
         self._updates = 0
         self._profiled = False
         self._counter: _Counter | None = None
@@ -73,15 +79,21 @@ class StepWork:
             self.active = False
             return
         counter = self._counter = _Counter()
+        thread = threading.get_ident()
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._counts():
+            if threading.get_ident() == thread and self._counts():
                 counter.see_inputs(args, kwargs)
                 counter.enter()
 
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if threading.get_ident() == thread:
+                counter.leave()
+
         for model in models:
-            self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(model.register_forward_hook(lambda *_: counter.leave(), always_call=True))
+            enter, leave = Attached(before, self._failed), Attached(after, self._failed)
+            self._handles.append(model.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(model.register_forward_hook(leave, always_call=True))
 
     def _counts(self) -> bool:
         """Whether the open step is counted: not any more when a profiler is at work in it."""

@@ -24,6 +24,7 @@ from stepwatch.probe.arguments import (
     loss_name,
     named_models,
 )
+from stepwatch.probe.attached import Attached
 from stepwatch.probe.capture import ModelCapture, Origin
 from stepwatch.probe.code import code_version
 from stepwatch.probe.collections import Collection, CollectionRegistry
@@ -213,15 +214,16 @@ class Hook(StepObserver):
         """
         check_arguments([model], [], None)
         taken = [capture.prefix for capture in self._tensors.models]
-        capture = ModelCapture(model, self._registry, self._see_call, name)
+        capture = ModelCapture(model, self._registry, self._see_call, self._failed, name)
         if capture.prefix in taken:
             capture.prefix = f"{capture.prefix}#{len(taken)}"
         if capture.compiled:
             self._writer.note(f"{capture.prefix} runs as a compiled graph: its activations are not recorded")
         self._tensors.add_model(capture)
         self._inputs.add_model(capture)
-        self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
-        self._handles.append(model.register_forward_hook(self._after_forward))
+        before, after = Attached(self.forward_begins, self._failed), Attached(self.forward_ends, self._failed)
+        self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(model.register_forward_hook(after))
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Record this optimizer as well; the first one watched counts the steps.
@@ -245,7 +247,7 @@ class Hook(StepObserver):
         if isinstance(loss_fn, nn.Module):
             if loss_fn not in self._loss_modules:
                 self._loss_modules.add(loss_fn)
-                self._handles.append(loss_fn.register_forward_hook(self._after_loss))
+                self._handles.append(loss_fn.register_forward_hook(Attached(self._see_loss, self._failed)))
         else:
             self._loss_name = loss_name(getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_"))
 
@@ -368,22 +370,14 @@ class Hook(StepObserver):
         else:
             self.close("exception", lifecycle.describe_exception(kind, error))
 
-    # -- what torch calls; traced, these leave nothing in the graph --------------------------
+    # -- what torch calls -----------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not is_traced():
-            self._begin_forward(module, args, kwargs)
-            if not self._steps.by_optimizer:
-                self._stop_if_due()
-                self._profile_if_due()
-
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not is_traced():
-            self._end_forward(output)
-
-    def _after_loss(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not is_traced():
-            self._see_loss(module, args, output)
+    def forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A forward pass of a watched model begins with these arguments."""
+        self._begin_forward(module, args, kwargs)
+        if not self._steps.by_optimizer:
+            self._stop_if_due()
+            self._profile_if_due()
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._begin_update(optimizer, has_closure(args, kwargs))

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stepwatch.probe.attached import Attached
 from stepwatch.probe.capture import ModelCapture, flatten
 from stepwatch.probe.fetch import Fetch
 from stepwatch.probe.mode_keys import TRAINING
@@ -59,10 +60,12 @@ class InputWatch:
 
     Args:
         clock: knows which batch came last.
+        failed: told of an error in a hook.
     """
 
-    def __init__(self, clock: StepClock) -> None:
+    def __init__(self, clock: StepClock, failed: Callable[[str, Exception], None]) -> None:
         self._clock = clock
+        self._failed = failed
         self._models: dict[int, _Model] = {}
         self._record: OpenRecord | None = None
         self._looked: set[int] = set()
@@ -71,7 +74,7 @@ class InputWatch:
 
     def add_model(self, capture: ModelCapture) -> None:
         """Look at what this model is given."""
-        self._models[id(capture.entry)] = _Model(capture)
+        self._models[id(capture.entry)] = _Model(capture, self._failed)
 
     def forward_begins(self, record: OpenRecord, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A root module is called with these."""
@@ -141,8 +144,9 @@ class InputWatch:
 class _Model:
     """One root model, and the first layer with weights that a forward pass of it reaches."""
 
-    def __init__(self, capture: ModelCapture) -> None:
+    def __init__(self, capture: ModelCapture, failed: Callable[[str, Exception], None]) -> None:
         self.capture = capture
+        self._failed = failed
         self.padding_index = next(
             (
                 m.padding_idx
@@ -167,7 +171,7 @@ class _Model:
         if not self._known:
             self._find_first()
         if self._first is not None and self._handle is None:
-            self._handle = self._first[1].register_forward_pre_hook(self._before_layer)
+            self._handle = self._first[1].register_forward_pre_hook(Attached(self._before_layer, self._failed))
 
     def disarm(self) -> None:
         """Remove the hook of the first layer."""

@@ -157,7 +157,7 @@ class _Discovery:
                 self._hook = self._make_hook()
             self._hook.watch_model(module)
             # The module's own hooks for this call were collected before ours was among them.
-            self._hook._before_forward(module, args, {})
+            self._hook.forward_begins(module, args, {})
 
     def _make_hook(self) -> Hook:
         try:

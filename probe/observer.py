@@ -102,9 +102,9 @@ class StepObserver:
         self._writer = writer
         self._steps = StepTracker(registry, schedule, governor, self._submit)
         self._backward_wait = BackwardWait(self._steps.clock)
-        self._work = StepWork()
+        self._work = StepWork(self._failed)
         self._allocator = AllocatorStatistics()
-        self._inputs = InputWatch(self._steps.clock)
+        self._inputs = InputWatch(self._steps.clock, self._failed)
         self._loss_inputs = LossInputs()
         self._tensors = TensorRecorder(registry, raw=raw, describe=self._describe, note=writer.note)
         self._roles = ParameterRoles(self._tensors.models, self._optimizers)
@@ -134,7 +134,8 @@ class StepObserver:
         self._steps.clock.begin("forward_ns")
 
     @guarded
-    def _end_forward(self, output: Any) -> None:
+    def forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward pass of a watched model returns this."""
         self._steps.clock.end("forward_ns")
         if self._steps.record is not None:
             self._inputs.forward_ends(self._steps.record, output)

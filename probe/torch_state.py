@@ -13,5 +13,7 @@ def uses_cuda() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether torch compiles, or captures a CUDA graph: what is called now is called once, for many steps."""
-    return torch.compiler.is_compiling() or (uses_cuda() and torch.cuda.is_current_stream_capturing())
+    """Whether torch compiles, exports, or captures a CUDA graph: what is called now is called once, for many steps."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    return uses_cuda() and torch.cuda.is_current_stream_capturing()

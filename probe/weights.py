@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from stepwatch.probe.capture import ModelCapture, Origin
+from stepwatch.probe.statistics import unsupported
 
 
 def spread_weights(
@@ -28,6 +29,7 @@ def spread_weights(
         and weight.is_floating_point()
         and type(weight.data) is torch.Tensor  # of one that is sharded, a part is elsewhere
         and weight.is_contiguous()
+        and unsupported(weight) is None
         and "Embedding" not in (origin.module_type or "")
         and suits(name, weight, origin)
     ]

@@ -66,12 +66,12 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         """A forward pass begins."""
         if self.hook is not None:
-            self.hook._before_forward(pl_module, (batch,), {})
+            self.hook.forward_begins(pl_module, (batch,), {})
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """The forward pass has ended."""
         if self.hook is not None:
-            self.hook._after_forward(pl_module, (), loss)
+            self.hook.forward_ends(pl_module, (), loss)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Record what was logged; stop where that is due."""
@@ -83,7 +83,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A forward pass begins."""
         if self.hook is not None:
-            self.hook._before_forward(pl_module, (), {})
+            self.hook.forward_begins(pl_module, (), {})
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -91,7 +91,7 @@ class StepwatchCallback(Callback):  # type: ignore[misc]
         """The forward pass has ended; what it returned is a loss, where it is one number."""
         if self.hook is not None:
             alone = isinstance(outputs, torch.Tensor) and outputs.numel() == 1
-            self.hook._after_forward(pl_module, (), {"loss": outputs} if alone else outputs)
+            self.hook.forward_ends(pl_module, (), {"loss": outputs} if alone else outputs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the evaluation gave, under other names than training did."""

@@ -156,8 +156,9 @@ class Engine(hook.Hook):
                     self._see(record, name, parameter, origin)
 
     @guarded
-    def _end_forward(self, output: Any) -> None:
-        super()._end_forward(output)
+    def forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward pass of a watched model returns this."""
+        super().forward_ends(module, args, output)
         if self._phases:
             self._phases.forward_ended()
         self._flush_tensors()
@@ -256,7 +257,8 @@ class Engine(hook.Hook):
             if name not in ("default", "all") and not known.include_regex and not known.tensor_names:
                 self._writer.note(str(InvalidCollectionConfiguration(name)))
         self._tensors.models[:] = [
-            ModelCapture(each.entry, self._registry, self._see_call, each.prefix) for each in self._tensors.models
+            ModelCapture(each.entry, self._registry, self._see_call, self._failed, each.prefix)
+            for each in self._tensors.models
         ]
         self._note_collections()
 
