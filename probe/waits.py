@@ -1,16 +1,17 @@
 """Hears of what a script waits for: batches, their copies to a device, checkpoints being written, collectives.
 
 ``DataLoader``, ``Tensor.to`` and its like, ``torch.save`` and the ``wait`` of a collective are wrapped while somebody
-listens. Of loaders inside
-loaders only the outermost is timed, and only in the thread that trains: what another thread waits for costs no time of
-the step.
+listens. Of loaders inside loaders only the outermost is timed, and only in the thread that trains: what another thread
+waits for costs no time of the step.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import perf_counter_ns
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,8 @@ from torch.utils.data import dataloader
 
 from stepwatch.probe.collectives import COLLECTIVE
 from stepwatch.probe.timeline import StepClock
+
+log = logging.getLogger("stepwatch")
 
 _COPY = "copy_ns"
 _COPIES = ("to", "cuda", "pin_memory")
@@ -59,16 +62,15 @@ def _install() -> None:
     @functools.wraps(start)
     def timed_start(self: Any) -> Any:
         iterator = _timed("loader_ns", start, self)
-        iterator._stepwatch_feed = _feeds.setdefault(self, _Feed())
+        with suppress(AttributeError, TypeError):  # a loader that has no place for it, or cannot be a key
+            iterator._stepwatch_feed = _feeds.setdefault(self, _Feed())
         return iterator
 
     @functools.wraps(fetch)
     def timed_fetch(self: Any) -> Any:
         data = _timed("loader_ns", fetch, self)
         if not getattr(_waiting, "inside", False):
-            for clock in _clocks():
-                samples, entries = batch_size(data)
-                clock.loaded(samples=samples, entries=entries, workers=self._num_workers, batch=_number(self))
+            _note_batch(self, data)
         return data
 
     @functools.wraps(save)
@@ -88,6 +90,17 @@ def _install() -> None:
             return _timed(COLLECTIVE, wait, self, *args, **kwargs)
 
         dist.Work.wait = timed_wait  # type: ignore[method-assign]
+
+
+def _note_batch(iterator: Any, data: Any) -> None:
+    """Tell of a batch; however odd it or its loader is, the script gets it."""
+    try:
+        samples, entries = batch_size(data)
+        number = _number(iterator)
+        for clock in _clocks():
+            clock.loaded(samples=samples, entries=entries, workers=iterator._num_workers, batch=number)
+    except Exception as error:
+        log.debug("a batch is not counted: %s", error)
 
 
 def _number(iterator: Any) -> tuple[int, int]:

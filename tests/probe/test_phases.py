@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, dataloader
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, dataloader
 
 from stepwatch.probe import Hook
 from tests.probe.conftest import Net, batch, frame, scalar
@@ -152,6 +152,37 @@ def test_an_exception_passes_through_a_region(tmp_path: Path, job) -> None:
         raise KeyError("x")
     hook.close()
     assert len(scalar(tmp_path / "run", "seconds/broken")) == 1
+
+
+class Unmeasured(Mapping[str, torch.Tensor]):
+    """A batch that cannot be looked into without being asked for by name."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.ones(4, 6)
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("ask by name")
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Unending(RandomSampler):
+    def __len__(self) -> int:
+        raise RuntimeError("nobody knows")
+
+
+def test_a_batch_or_a_loader_that_cannot_be_measured_still_comes(tmp_path: Path, job) -> None:
+    hook, model, optimizer = job
+    data = Slow(0, length=8)
+    for x in DataLoader(data, sampler=Unending(data), batch_size=4, collate_fn=lambda items: Unmeasured()):
+        model(x["x"]).square().mean().backward()
+        optimizer.step()
+    for x in DataLoader(data, sampler=Unending(data), batch_size=4):
+        model(x).square().mean().backward()
+        optimizer.step()
+    hook.close()
+    assert frame(tmp_path / "run", "steps")["step"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_closed_hook_leaves_torch_as_it_was(make_hook: Callable[..., Hook]) -> None:
