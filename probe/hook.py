@@ -335,6 +335,8 @@ class Hook(StepObserver):
     def _close(self, status: str, reason: str) -> None:
         with self._lock:
             try:
+                if self._unplaced:
+                    self._place_losses(self._working(), 0)
                 self._steps.finish_all()
             except Exception as error:
                 self._failed("close", error)

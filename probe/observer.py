@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from time import perf_counter_ns
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -66,6 +66,15 @@ def guarded(method: Callable[Concatenate[Observer, P], R]) -> Callable[Concatena
     return call  # type: ignore[return-value]
 
 
+class _UnplacedLoss(NamedTuple):
+    """A loss for which no optimizer has stepped yet."""
+
+    name: str
+    output: int
+    loss: torch.Tensor
+    module_type: str | None
+
+
 class StepObserver:
     """Brings what torch tells of a step into records, and hands each over when its step is done.
 
@@ -97,6 +106,7 @@ class StepObserver:
         self._started = False
         self._in_backward = False
         self._skips = 0
+        self._unplaced: list[_UnplacedLoss] = []
         self._step_seconds = 0.0
         self._loop = TrainingLoop()
         self._writer = writer
@@ -158,8 +168,8 @@ class StepObserver:
         module_type = type(module).__name__
         name = loss_name(module_type)
         losses = [output] if isinstance(output, torch.Tensor) else list(flatten(output))
-        for index, loss in enumerate(losses, self._turn()):
-            self._add_loss(record, f"{name}_output_{index}", loss, module_type)
+        for index, loss in enumerate(losses):
+            self._take_loss(record, name, index, loss, module_type)
         self._loss_inputs.look(record, losses)
         if record.due and record.mode in TRAINING and record.backwards == 0:
             self._tensors.see_labels(record, f"{name}_input_1", module, args)
@@ -172,7 +182,7 @@ class StepObserver:
         self._loop.backward_begins()
         self._loss_inputs.look(record, losses)
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
-            self._add_loss(record, f"{self._loss_name}_output_{self._turn()}", losses[0], None)
+            self._take_loss(record, self._loss_name, 0, losses[0], None)
         self._in_backward = True
         self._steps.clock.begin("backward_ns")
         self._backward_wait.begins(losses)
@@ -196,6 +206,7 @@ class StepObserver:
             return
         self._skips += optimizer is self._optimizers[0]
         record.add_scalar(SKIPPED_SCALAR, float(self._skips))
+        self._place_losses(record, self._optimizers.index(optimizer))
         if self._skips < _SKIPS_OF_A_SCALER:
             record.drop_losses()
         elif optimizer is self._optimizers[-1]:
@@ -212,7 +223,10 @@ class StepObserver:
                     f"{capture.prefix}: its forward pass was not seen (it was compiled after the hook was made, "
                     "or is called by another name): its activations are not recorded"
                 )
-        for name, rate in learning_rates(optimizer, self._optimizers.index(optimizer)):
+        place = self._optimizers.index(optimizer)
+        if self._unplaced:
+            self._place_losses(record, place)
+        for name, rate in learning_rates(optimizer, place):
             record.add_scalar(name, rate)
         if self._step_seconds and not (record.due or closure):
             scaled = getattr(optimizer, "grad_scale", None) is not None  # an overflow is how a scaler works
@@ -257,9 +271,19 @@ class StepObserver:
             for name, amount in counted.items():
                 record.add_scalar(name, amount)
 
-    def _turn(self) -> int:
-        """Of several optimizers, that to which a loss belongs, as its number: a GAN's losses are not one series."""
-        return sum(self._optimizer_steps.values()) % max(len(self._optimizers), 1)
+    def _take_loss(
+        self, record: OpenRecord, name: str, index: int, loss: torch.Tensor, module_type: str | None
+    ) -> None:
+        if len(self._optimizers) > 1 and record.mode in TRAINING:
+            self._unplaced.append(_UnplacedLoss(name, index, loss.detach(), module_type))
+        else:
+            self._add_loss(record, f"{name}_output_{index}", loss, module_type)
+
+    def _place_losses(self, record: OpenRecord, place: int) -> None:
+        """Of several optimizers the one at that place is what these losses are for: a GAN's are not one series."""
+        unplaced, self._unplaced = self._unplaced, []
+        for each in unplaced:
+            self._add_loss(record, f"{each.name}_output_{each.output + place}", each.loss, each.module_type)
 
     def _add_loss(self, record: OpenRecord, name: str, loss: torch.Tensor, module_type: str | None) -> None:
         self._tensors.see_loss(record, name, loss, module_type)

@@ -372,6 +372,27 @@ def test_a_gan_has_two_models_two_optimizers_and_two_losses(tmp_path: Path, make
     np.testing.assert_allclose(scalar(run, "loss_output_1"), second, rtol=1e-6)
 
 
+def test_losses_belong_to_the_optimizer_that_steps_next(tmp_path: Path, make_hook) -> None:
+    generator, critic = nn.Linear(4, 6), Net()
+    optimizers = [torch.optim.Adam(critic.parameters()), torch.optim.Adam(generator.parameters())]
+    hook = make_hook(model={"G": generator, "D": critic}, optimizer=optimizers)
+    critics, generators = [], []
+    for turn in range(12):
+        fake = critic(generator(torch.randn(8, 4))).mean()
+        learner = turn % 4 == 3  # the critic learns three times as often
+        loss = -fake if learner else fake - critic(torch.randn(8, 6)).mean()
+        (generators if learner else critics).append(loss.item())
+        optimizers[learner].zero_grad()
+        loss.backward()
+        optimizers[learner].step()
+    critic(generator(torch.randn(8, 4))).mean().backward()  # and no step any more
+    hook.close()
+    run = tmp_path / "run"
+    np.testing.assert_allclose(scalar(run, "loss_output_0")[: len(critics)], critics, rtol=1e-6)
+    np.testing.assert_allclose(scalar(run, "loss_output_1"), generators, rtol=1e-6)
+    assert len(scalar(run, "loss_output_0")) == len(critics) + 1
+
+
 def test_optimizers_that_step_together_belong_to_one_step(tmp_path: Path, make_hook) -> None:
     model, loss_fn = Net(), nn.CrossEntropyLoss()
     optimizers = [torch.optim.SGD(model.fc1.parameters(), lr=0.1), torch.optim.Adam(model.fc2.parameters(), lr=0.2)]
