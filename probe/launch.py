@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import os
 import signal
 import sys
@@ -26,12 +27,14 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from stepwatch.probe.attached import Attached
 from stepwatch.probe.hook import Hook
 from stepwatch.probe.integrations.frameworks import Frameworks
 from stepwatch.probe.lifecycle import describe_exception
 from stepwatch.probe.stopping import TrainingFinished, TrainingStopped
 from stepwatch.probe.store.errors import TraceError
-from stepwatch.probe.torch_state import is_traced
+
+log = logging.getLogger("stepwatch")
 
 _STEPS_OF_DISCOVERY = 100
 
@@ -120,9 +123,9 @@ class _Discovery:
         self._depth = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-            register_optimizer_step_pre_hook(self._update),
+            register_module_forward_pre_hook(Attached(self._enter, self._failed)),
+            register_module_forward_hook(Attached(self._leave, self._failed), always_call=True),
+            register_optimizer_step_pre_hook(Attached(self._update, self._failed)),
         ]
 
     def close(self, status: str, reason: str = "") -> None:
@@ -140,7 +143,7 @@ class _Discovery:
         return self._hook is None and not self._left_alone
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if is_traced() or self.frameworks.at_work:
+        if self.frameworks.at_work:
             return
         self._depth += 1
         if self._depth > 1 or module in self._seen or _is_symbolic(args):
@@ -171,7 +174,7 @@ class _Discovery:
         return hook
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not is_traced() and not self.frameworks.at_work:
+        if not self.frameworks.at_work:
             self._depth = max(self._depth - 1, 0)
 
     def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -182,6 +185,10 @@ class _Discovery:
             self._hook.watch_optimizer(optimizer)
         if self._hook.step > _STEPS_OF_DISCOVERY:
             self._remove()
+
+    def _failed(self, where: str, error: Exception) -> None:
+        log.warning("what the script calls could not be watched (%s); it goes on", where, exc_info=error)
+        self._remove()
 
     def _remove(self) -> None:
         for handle in self._handles:

@@ -117,6 +117,27 @@ def test_the_scripts_exit_status_is_ours(tmp_path: Path, body: str, status: int)
     )
 
 
+ODD = """
+import torch
+
+class Odd(torch.nn.Module):
+    def parameters(self, recurse=True):
+        raise RuntimeError("not yet")
+
+    def forward(self, x):
+        return 2 * x
+
+print(Odd()(torch.ones(2)).tolist())
+"""
+
+
+def test_a_module_that_cannot_be_looked_into_computes_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    ours = stepwatch("run", "odd.py", cwd=tmp_path)
+    assert (ours.returncode, ours.stdout) == (0, "[2.0, 2.0]\n"), ours.stderr
+    assert "could not be watched" in ours.stderr and "not yet" in ours.stderr
+
+
 def test_a_traceback_shows_the_script_alone(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def f():\n    raise ValueError('wrong')\nf()\n")
     ours = stepwatch("run", "bad.py", cwd=tmp_path)
