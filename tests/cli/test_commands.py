@@ -190,7 +190,7 @@ def test_what_is_no_run_is_one_line_and_status_2(tmp_path: Path, command: str, k
         (["--rules", "json:JSONDecoder"], "json has no rule 'JSONDecoder'"),
         (["--set", "Overfit.patiance=3"], "Overfit has no parameter 'patiance'; it has: fall, patience, rise"),
         (["--set", "Overfit.patience=many"], "Overfit.patience is 'many'; expected a whole number"),
-        (["--set", "Overfit.patience=-1"], "Overfit: patience is -1; expected more than 0"),
+        (["--set", "Overfit.patience=-1"], "Overfit: patience is -1; expected 2 or more"),
         (["--set", "Overfit"], "setting 'Overfit' cannot be read; expected Rule.parameter=value"),
         (["--set", "Nope.x=1"], "'Nope' is not among the rules"),
     ],

@@ -35,7 +35,7 @@ class Job:
         for _ in range(steps):
             record = StepRecord(self.steps, "TRAIN", self.steps, self.steps, saved=self.steps % 2 == 0)
             if record.saved:
-                record.names, record.stats = NAMES, np.full((2, len(STAT_COLUMNS)), float(self.steps))
+                record.names, record.stats = NAMES, np.full((2, len(STAT_COLUMNS)), self.steps + 1.0)
             record.scalars.append(("loss", float("nan") if self.steps == 3 else 1.5 * self.steps))
             record.timing["duration_ns"] = self.steps
             self.writer.submit(record)
@@ -57,7 +57,7 @@ def follow(stream: StepStream) -> list[int]:
         assert (step.stats is not None) == step.saved == (step.step % 2 == 0)
         if step.stats is not None:
             assert step.stats.tensors.names == NAMES
-            assert (step.stats.matrix == step.step).all()
+            assert (step.stats.matrix == step.step + 1).all()
         seen.append(step.step)
     return seen
 
