@@ -80,25 +80,26 @@ class TrainingLoss:
 
     Attributes:
         name: the series.
+        count: of how many steps it was seen.
     """
 
     def __init__(self) -> None:
         self.name = ""
+        self.count = 0
         self._points = Points()
-        self._count = 0
         self._names: set[str] = set()
 
     @property
     def steps(self) -> History[int]:
         """The steps of which it was seen; not to be changed."""
         steps = self._points.steps
-        return steps if self._points.count == self._count else steps.head(self._count)
+        return steps if self._points.count == self.count else steps.head(self.count)
 
     @property
     def values(self) -> History[float]:
         """What was seen of it, non-finite values included; not to be changed."""
         values = self._points.values
-        return values if self._points.count == self._count else values.head(self._count)
+        return values if self._points.count == self.count else values.head(self.count)
 
     def observe(self, step: Step) -> float | None:
         """The loss of this step, or None where it has none of its own."""
@@ -113,12 +114,12 @@ class TrainingLoss:
             if len(self._names) > 1:
                 return None
             ((self.name, value),) = captured.items()
-        if not self._count and step.shared is not None:
+        if not self.count and step.shared is not None:
             self._points = _beginning_with(step, step.shared)
-        if not self._points.add(step, value, self._count):
-            self._points = self._points.first(self._count)  # others have seen steps that this one has not
-            self._points.add(step, value, self._count)
-        self._count += 1
+        if not self._points.add(step, value, self.count):
+            self._points = self._points.first(self.count)  # others have seen steps that this one has not
+            self._points.add(step, value, self.count)
+        self.count += 1
         return value
 
     @property
@@ -143,10 +144,10 @@ class TrainingLoss:
             return ("a training loss of both signs from its start: it is no measure of progress",)
         if self.several:
             return (f"several training losses ({', '.join(sorted(self._names))}): no main one",)
-        if not self.values:
+        if not self.count:
             return ("no training loss was recorded",)
-        if len(self.values) < needed:
-            return (f"{len(self.values)} steps with a loss; at least {needed} are needed",)
+        if self.count < needed:
+            return (f"{self.count} steps with a loss; at least {needed} are needed",)
         return ()
 
     def coverage(
@@ -156,7 +157,7 @@ class TrainingLoss:
         missing = self.missing(needed, progress=progress)
         return Coverage(
             decided=not missing,
-            steps=len(self.values),
+            steps=self.count,
             first_step=self.steps[0] if self.steps else None,
             last_step=self.steps[-1] if self.steps else None,
             tensors=min(len(self._names), 1),

@@ -63,7 +63,7 @@ class WorseThanBaseline(Rule):
         """See the base class."""
         if not step.training or self._fired or not self.baseline:
             return
-        if self._loss.observe(step) is None or self._loss.several or not due(len(self._loss.values), _EVERY):
+        if self._loss.observe(step) is None or self._loss.several or not due(self._loss.count, _EVERY):
             return
         if self._other is None:
             self._other = _losses_of(self.baseline, self._loss.name, step.rank)

@@ -67,7 +67,7 @@ class WeightNormGrowth(Rule):
             return
         rates = [value for name, value in step.scalars.items() if name.startswith("learning_rate")]
         self._rates.append(max(rates, default=0.0))
-        count = len(self._loss.values)
+        count = self._loss.count
         if count >= self.min_steps and due(count, _EVERY) and not self._loss.signed:
             yield from self._judge(step, count)
 
@@ -75,7 +75,7 @@ class WeightNormGrowth(Rule):
         rows = stats.tensors.rows("weights")
         if len(rows):
             norms = stats.l2[rows]
-            self._saved.append(len(self._loss.values))
+            self._saved.append(self._loss.count)
             self._steps.append(step.step)
             self._norms.append(float(np.sqrt((norms**2).sum())))
             self._latest = stats.tensors, norms
@@ -139,7 +139,7 @@ class WeightNormGrowth(Rule):
     def coverage(self) -> Coverage:
         """See the base class."""
         coverage = self._loss.coverage(self.min_steps, self._margin, "norm of all weights", progress=True)
-        later = len(self._saved) - int(np.searchsorted(self._saved, len(self._loss.values) // 2))
+        later = len(self._saved) - int(np.searchsorted(self._saved, self._loss.count // 2))
         if later < _SAVED:
             lack = f"weights of {later} saved steps in the later half of the run; at least {_SAVED} are needed"
             coverage.missing, coverage.decided = (*coverage.missing, lack), False

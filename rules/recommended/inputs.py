@@ -222,13 +222,13 @@ class InputNotNormalized(Rule):
             self._saturated = _at_its_ends(step)
         self._last = step
         broken = value is not None and not math.isfinite(value)
-        if len(self._loss.values) >= self._LOSSES or (broken and len(self._squares) > 0):
+        if self._loss.count >= self._LOSSES or (broken and len(self._squares) > 0):
             self._done = True
             yield from self._judge(step)
 
     def conclude(self) -> Iterator[Finding]:
         """See the base class."""
-        if not self._done and self._last is not None and len(self._loss.values) >= self._LOSSES // 2:
+        if not self._done and self._last is not None and self._loss.count >= self._LOSSES // 2:
             yield from self._judge(self._last)
 
     def _judge(self, step: Step) -> Iterator[Finding]:
@@ -277,7 +277,7 @@ class InputNotNormalized(Rule):
                 "the input of a first linear, convolutional or recurrent layer was not recorded (an embedding or a "
                 "normalisation comes first, or the model is compiled)",
             )
-        elif len(self._loss.values) < self._LOSSES // 2:
+        elif self._loss.count < self._LOSSES // 2:
             missing = self._loss.missing(self._LOSSES // 2)
         margin = (self._scale() or 0.0) / self.scale
         return Coverage.of(

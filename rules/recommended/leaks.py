@@ -71,7 +71,7 @@ class SolvedAtOnce(Rule):
             self._compared = True
             yield from self._hold_against_evaluation(step)
         value = self._loss.observe(step)
-        if value is None or self._solved_at is not None or len(self._loss.values) > self.steps:
+        if value is None or self._solved_at is not None or self._loss.count > self.steps:
             return
         self._labels.observe(step)
         for (_, quantity), vector in step.derived.items():
@@ -183,7 +183,7 @@ class LabelsLookShuffled(Rule):
         if self._evals.observe(step):
             self._before = self._labels.counts() if self._before is None else self._before
             between = self._loss.values[self._since :]
-            self._since = len(self._loss.values)
+            self._since = self._loss.count
             self._levels.append(float(np.median(between)) if between else float("nan"))
             if not self._fired:
                 yield from self._judge(step)

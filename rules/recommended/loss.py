@@ -132,7 +132,7 @@ class LossNotDecreasing(Rule):
     def observe(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
         value = self._loss.observe(step)
-        count = len(self._loss.values)
+        count = self._loss.count
         if value is None or self._fired or count < self.min_steps or not due(count, 10):
             return
         values = np.array(self._loss.values)
@@ -218,7 +218,7 @@ class OscillatingLoss(Rule):
         if self._evals.observe(step):
             yield from self._judge_evaluations(step)
         value = self._loss.observe(step)
-        count = len(self._loss.values)
+        count = self._loss.count
         if value is None or self._fired or count < 3 * self.window or count % self.window:
             return
         values = np.array(self._loss.values[-2 * self.window :])

@@ -74,7 +74,7 @@ class GradientNoiseScale(Rule):
             elif quantity == AGREEMENT_QUANTITY and np.isfinite(vector[0]):
                 self._name = name
                 self._steps.append(step.step)
-                self._since.append(len(self._loss.values))
+                self._since.append(self._loss.count)
                 self._cosines.append(float(vector[0]))
                 if self._spans() and not (self._same_data or self._loss.several):
                     yield from self._judge(step)

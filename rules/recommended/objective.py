@@ -73,8 +73,8 @@ class StalledLoss(Rule):
         self._evals.observe(step)
         value = self._loss.observe(step)
         if self._rate.observe(step):
-            self._begin = len(self._loss.values)
-        count = len(self._loss.values) - self._begin
+            self._begin = self._loss.count
+        count = self._loss.count - self._begin
         if value is None or self._said is Severity.ERROR or count < self.min_steps or not due(count, 50):
             return
         if self._loss.signed:
@@ -156,7 +156,7 @@ class UnboundedLoss(Rule):
     def observe(self, step: Step) -> Iterator[Finding]:
         """See the base class."""
         value = self._loss.observe(step)
-        count = len(self._loss.values)
+        count = self._loss.count
         if value is None or self._fired or count < self.min_steps or not due(count, _EVERY) or self._loss.signed:
             return
         values = np.array(self._loss.values)

@@ -98,7 +98,7 @@ class LossSpike(Rule):
         """See the base class."""
         self._restarts.observe(step)
         value = self._loss.observe(step)
-        count = len(self._loss.values)
+        count = self._loss.count
         if value is None or count % _BLOCK or self._loss.signed:
             return
         block = np.array(self._loss.values[-_BLOCK:])

@@ -66,9 +66,9 @@ class MissingWarmUp(Rule):
             self._updates.append((step.step, float(np.median(measured))))
         if self._loss.observe(step) is None:
             return
-        if len(self._loss.values) % _BLOCK == 0:
+        if self._loss.count % _BLOCK == 0:
             self._highest = max(self._highest, median(self._loss.values[-_BLOCK:]))
-        if len(self._loss.values) > self.patience and len(self._updates) > 1:
+        if self._loss.count > self.patience and len(self._updates) > 1:
             self._judged = True
             yield from self._judge(step)
 
@@ -93,7 +93,7 @@ class MissingWarmUp(Rule):
             threshold=self.ratio,
             message=f"the update of step {at} replaced {spell(100 * first)} % of the weights, later ones "
             f"{spell(100 * usual)} %; the loss jumped from {spell(start)} to {spell(self._highest)} and is "
-            f"{spell(now)} after {len(self._loss.values)} steps: the learning rate began at its full height",
+            f"{spell(now)} after {self._loss.count} steps: the learning rate began at its full height",
             suggestion="let the learning rate rise from near zero over the first hundred steps or more; a smaller rate "
             "or clipping by norm help, too",
             evidence={"series": [self._loss.name, "learning_rate"], "unit": "loss"},

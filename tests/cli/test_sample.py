@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stepwatch.probe.store.reader import Trace
+from tests.processes import kill_tree
 
 SAMPLE = [sys.executable, "-m", "stepwatch.cli", "sample", "--interval", "0.1"]
 JOB = """
@@ -42,8 +43,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield run
     for process in started:
-        process.kill()
-        process.wait()
+        kill_tree(process)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:

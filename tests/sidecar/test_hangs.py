@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from stepwatch.rules.sidecar.run import Found, WatchedRun
 from stepwatch.rules.sidecar.states import States
 from stepwatch.rules.stacks import dump_stacks
 from tests.forked import start_script
+from tests.processes import kill_tree
 
 JOB = """
 import ctypes, os, sys, time, torch
@@ -174,7 +173,7 @@ def test_the_rank_the_phase_and_the_line_are_named(folder: Path) -> None:
 def test_under_torchrun_the_rank_is_named_that_the_other_waits_for_in_a_collective(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(DDP)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    job = subprocess.Popen([*launcher, str(tmp_path / "job.py"), str(tmp_path / "run")], start_new_session=True)
+    job = subprocess.Popen([*launcher, str(tmp_path / "job.py"), str(tmp_path / "run")])
     try:
         while not all(has_come_to(tmp_path / "run", rank, 20) for rank in range(2)):
             assert job.poll() is None
@@ -184,8 +183,7 @@ def test_under_torchrun_the_rank_is_named_that_the_other_waits_for_in_a_collecti
             time.sleep(0.1)
         (finding,) = look(tmp_path / "run", 31)
     finally:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+        kill_tree(job)  # torchrun gives each rank a session of its own
     assert (finding.rank, finding.severity, finding.first_step) == (1, Severity.ERROR, 20)
     assert "rank 1 has stood still" in finding.message and "in forward; ranks 0 stand still as well" in finding.message
     assert "stuck_in_here" in finding.suggestion
