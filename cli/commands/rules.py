@@ -109,13 +109,13 @@ def calibrate_rules(
 
 
 def _described(name: str | None) -> list[dict[str, Any]]:
-    """The rules of that name, or all: built-in ones by set, then those of installed packages."""
+    """The rules of that name, or all, each once: built-in ones by set, then those of installed packages."""
     from stepwatch.rules.catalogue import RULE_SETS, resolve
 
-    every = [(rule, "") for rules in RULE_SETS.values() for rule in rules]
+    every = dict.fromkeys((rule for rules in RULE_SETS.values() for rule in rules), "")
     if not name:
-        return [_describe(rule, package) for rule, package in [*every, *_provided()]]
-    same = [rule for rule, _ in every if rule.__name__.lower() == name.strip().lower()]
+        return [_describe(rule, package) for rule, package in [*every.items(), *_provided()]]
+    same = [rule for rule in every if rule.__name__.lower() == name.strip().lower()]
     return [_describe(rule, "") for rule in same or [spec.rule for spec in resolve(name)]]
 
 
