@@ -221,7 +221,7 @@ class Hook(StepObserver):
             self._writer.note(f"{capture.prefix} runs as a compiled graph: its activations are not recorded")
         self._tensors.add_model(capture)
         self._inputs.add_model(capture)
-        before, after = Attached(self.forward_begins, self._failed), Attached(self.forward_ends, self._failed)
+        before, after = Attached(self.forward_begins), Attached(self.forward_ends)
         self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(model.register_forward_hook(after))
 
@@ -247,7 +247,7 @@ class Hook(StepObserver):
         if isinstance(loss_fn, nn.Module):
             if loss_fn not in self._loss_modules:
                 self._loss_modules.add(loss_fn)
-                self._handles.append(loss_fn.register_forward_hook(Attached(self._see_loss, self._failed)))
+                self._handles.append(loss_fn.register_forward_hook(Attached(self._see_loss)))
         else:
             self._loss_name = loss_name(getattr(loss_fn, "__name__", type(loss_fn).__name__).strip("<>_"))
 

@@ -454,3 +454,21 @@ def test_the_runs_description(tmp_path: Path, make_hook) -> None:
     assert content["versions"]["torch"] == torch.__version__
     assert content["config"]["save_config"]["TRAIN"]["save_interval"] == 1
     assert modes.TRAIN.value == 1
+
+
+class _Pruned(Exception):
+    pass
+
+
+def test_what_the_scripts_own_way_of_stopping_raises_reaches_it(tmp_path: Path, make_hook) -> None:
+    def prune(reason: str) -> None:
+        raise _Pruned(reason)
+
+    model = Net()
+    hook = make_hook(model=model, stop=prune)  # without an optimizer it is a forward pass that stops
+    model(batch()[0])
+    hook.request_stop("no use")
+    with pytest.raises(_Pruned, match="no use"):
+        for _ in range(200):
+            model(batch()[0])
+            time.sleep(0.05)
