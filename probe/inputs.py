@@ -111,10 +111,8 @@ class InputWatch:
         self._looked.add(id(model))
         tensors = [tensor for tensor in flatten((args, kwargs)) if tensor.dim() and tensor.numel()][:_MAX_INPUTS]
         names = [f"{model.capture.prefix}_input_{index}" for index in range(len(tensors))]
-        given = [
-            (name, each) for name, each in zip(names, tensors, strict=True) if each.grad_fn is None
-        ]  # not computed
-        known = [(name, each) for name, each in given if unsupported(each) is None]
+        given = zip(names, tensors, strict=True)  # but for what the model computed itself
+        known = [(name, each) for name, each in given if each.grad_fn is None and unsupported(each) is None]
         if not known:
             return False
         rows = _Rows(measure([tensor for _, tensor in known]))

@@ -78,8 +78,8 @@ class LossInputs:
         self._told: set[LossInput] = set()
 
     def look(self, record: OpenRecord, losses: Sequence[torch.Tensor]) -> None:
-        """These losses were computed, or a backward pass begins on them."""
-        if self._looks == _LOOKS or not record.due or record.mode not in TRAINING:
+        """These losses of a saved step were computed, or a backward pass begins on them."""
+        if self._looks == _LOOKS or record.mode not in TRAINING:
             return
         known = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         self._looks += bool(known)

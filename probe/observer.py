@@ -170,9 +170,10 @@ class StepObserver:
         losses = [output] if isinstance(output, torch.Tensor) else list(flatten(output))
         for index, loss in enumerate(losses):
             self._take_loss(record, name, index, loss, module_type)
-        self._loss_inputs.look(record, losses)
-        if record.due and record.mode in TRAINING and record.backwards == 0:
-            self._tensors.see_labels(record, f"{name}_input_1", module, args)
+        if record.due:
+            self._loss_inputs.look(record, losses)
+            if record.mode in TRAINING and record.backwards == 0:
+                self._tensors.see_labels(record, f"{name}_input_1", module, args)
 
     @guarded
     def backward_begins(self, losses: list[torch.Tensor]) -> None:
@@ -180,7 +181,8 @@ class StepObserver:
         record = self._working()
         record.backwards += 1
         self._loop.backward_begins()
-        self._loss_inputs.look(record, losses)
+        if record.due:
+            self._loss_inputs.look(record, losses)
         if not self._loss_modules and len(losses) == 1 and losses[0].numel() == 1:
             self._take_loss(record, self._loss_name, 0, losses[0], None)
         self._in_backward = True

@@ -16,10 +16,9 @@ class StepClock:
     A step lasts from the end of the one before it to the end of its optimizer step. ``data`` is the part
     before its first forward pass: loading, moving and whatever else the script does between steps; ``loader``
     is what of it was waited for a DataLoader, ``copy`` what was spent in copying to a device, ``checkpoint`` what
-    ``torch.save`` took. ``backward`` is the time
-    inside ``backward()``. ``collective``, what was waited for other ranks, is part of the phases in which it was.
-    On an accelerator these are the times of the calls, which may return before the device is done; ``device`` has the
-    device's own.
+    ``torch.save`` took. ``backward`` is the time inside ``backward()``. ``collective``, what was waited for other
+    ranks, is part of the phases in which it was. On an accelerator these are the times of the calls, which may return
+    before the device is done; ``device`` has the device's own.
 
     Attributes:
         batch: which batch came last, see :meth:`loaded`.

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch.utils.data import dataloader
 
 from stepwatch.probe.collectives import COLLECTIVE
+from stepwatch.probe.device_clock import COPY
 from stepwatch.probe.timeline import StepClock
 
 log = logging.getLogger("stepwatch")
 
-_COPY = "copy_ns"
 _COPIES = ("to", "cuda", "pin_memory")
 
 _listeners: dict[int, tuple[StepClock, int]] = {}
@@ -163,7 +163,7 @@ def _timed_copy(copy: Callable[..., torch.Tensor], *, pins: bool) -> Callable[..
             return copy(self, *args, **kwargs)
         clocks = [clock for clock in _clocks() if clock.outside]
         for clock in clocks:
-            clock.device.begin(_COPY)
+            clock.device.begin(COPY)
         moved, began = self, perf_counter_ns()
         try:
             moved = copy(self, *args, **kwargs)
@@ -172,10 +172,10 @@ def _timed_copy(copy: Callable[..., torch.Tensor], *, pins: bool) -> Callable[..
             took = perf_counter_ns() - began
             for clock in clocks:
                 if moved is not self and (pins or not moved.is_cpu):
-                    clock.device.end(_COPY)
-                    clock.waited(_COPY, took)
+                    clock.device.end(COPY)
+                    clock.waited(COPY, took)
                 else:
-                    clock.device.forget(_COPY)
+                    clock.device.forget(COPY)
 
     return timed
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stepwatch.probe.store import remote
 from stepwatch.probe.store.additions import ADDED_COLUMNS, completed, present
+from stepwatch.probe.store.arrow import rows_of_file
 from stepwatch.probe.store.attempts import Attempts
 from stepwatch.probe.store.errors import first_line
 from stepwatch.probe.store.identity import is_alive
@@ -306,9 +307,9 @@ class Trace:
         """A file's rows, or None with a warning when it is damaged."""
         try:
             if columns is None or not set(columns) & set(ADDED_COLUMNS.names):
-                return _rows_of_file(path, columns, condition)
+                return rows_of_file(path, columns, condition)
             there = present(columns, pq.read_schema(path).names)
-            return completed(_rows_of_file(path, there, condition), columns)
+            return completed(rows_of_file(path, there, condition), columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -362,23 +363,6 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _rows_of_file(path: Path, columns: list[str] | None, condition: pc.Expression | None) -> pa.Table:
-    """A file's rows, all or those that meet a condition.
-
-    Without one no more of Arrow is imported than is there, and no pandas, which takes half a second.
-
-    Raises:
-        ValueError: the file lacks a column.
-    """
-    if condition is not None:
-        return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
-    with pq.ParquetFile(path) as file:
-        rows = file.read(columns=columns)
-    if lacking := set(columns or ()) - set(rows.column_names):
-        raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
-    return rows if columns is None else rows.select(columns)
 
 
 def iterate_file(path: Path, columns: list[str], rows: int) -> Iterator[pa.Table]:
